@@ -1,0 +1,6 @@
+"""Train, test and sample GPTs: `python main.py --help`."""
+
+from mingpt_lightning.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The config: where its files are, what its interpolations compute, and which mistakes are refused at once.
+
+Free of torch and Lightning, so that a mistyped command is answered in no time.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
+from mingpt_lightning.optim import lr_for_width
+
+_HERE = Path(__file__).parent
+CONFIG_DIR = _HERE / "configs" if (_HERE / "configs").is_dir() else _HERE.parent / "configs"
+"""Inside the package when installed, beside it in a checkout."""
+
+ALSO_ACCEPTED: dict[str, tuple[type, ...]] = {
+    "trainer.devices": (str, list),
+    "trainer.fast_dev_run": (int,),
+    "trainer.val_check_interval": (float, str),
+    "optimized_metric": (),
+}
+"""Types that a key takes beside the type of its default."""
+
+OmegaConf.register_new_resolver("lr_for_width", lr_for_width, replace=True)
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The config that these overrides make, as Hydra's own command line would, during a run."""
+    loader = GlobalHydra.instance().config_loader()
+    name = HydraConfig.get().job.config_name
+    return loader.load_configuration(name, overrides, run_mode=RunMode.RUN)
+
+
+def check(cfg: DictConfig) -> None:
+    """Raise UserError for a value of the wrong type, an unknown key, or a model that can't be built.
+
+    A value that the user gives must be of the type of the default that it replaces.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    choices = HydraConfig.get().runtime.choices
+    groups, values = [], []
+    for override in OverridesParser.create().parse_overrides(overrides):
+        (groups if override.key_or_group in choices else values).append(override)
+    if values:
+        default = compose([str(override.input_line) for override in groups])
+        for key in set(cfg) - set(default):
+            raise UserError(f"unknown key '{key}'", "command line", nearest(str(key), set(map(str, default)) - {"hydra"}))
+        for override in values:
+            if not override.is_delete():
+                check_type(override.key_or_group, OmegaConf.select(cfg, override.key_or_group), default)
+    if isinstance(cfg.model, DictConfig) and {"n_layer", "n_head", "n_embd"} <= set(cfg.model):
+        check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, cfg.model.get("dropout", 0.0))
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"seed={cfg.seed} is out of range", "seed", "Use 0 to 4294967295.")
+
+
+def check_type(key: str, value: Any, default: DictConfig) -> None:
+    """Raise UserError when a value isn't of the type of its default. None means 'off' and is left to the target."""
+    expected = OmegaConf.select(default, key)
+    accepted: tuple[type, ...]
+    match expected:
+        case None:
+            return
+        case bool():
+            accepted, name = (bool,), "true or false"
+        case int():
+            accepted, name = (int,), "an integer"
+        case float():
+            accepted, name = (int, float), "a number"
+        case str():
+            accepted, name = (str, int, float, bool), "text"
+        case _:
+            accepted, name = (type(expected),), "a list" if OmegaConf.is_list(expected) else "a section of keys"
+    accepted += ALSO_ACCEPTED.get(key, ())
+    plain = OmegaConf.to_container(value) if list in accepted and OmegaConf.is_list(value) else value
+    wrong = not isinstance(plain, accepted) or (isinstance(plain, bool) and bool not in accepted)
+    if value is not None and wrong:
+        raise UserError(f"{key}={value} is not {name}", key, f"The default is {expected}.")
+
+
+def explain(error: Exception, overrides: list[str]) -> UserError:
+    """One line for what Hydra says, in many, about a command line that it can't compose."""
+    message = str(error)
+    if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
+        group, choice = missing.groups()
+        listed = message.split("Available options in", 1)[-1].splitlines()[1:]
+        options = [line.strip() for line in listed if line.strip() and ":" not in line]
+        return UserError(f"{group}={choice} does not exist", group, nearest(choice, options))
+    if unknown := re.search(r"Could not override '([^']+)'", message):
+        key = unknown[1]
+        parent, _, name = key.rpartition(".")
+        return UserError(f"unknown key '{key}'", "command line", nearest(name, keys_below(parent, overrides)))
+    if "Ambiguous value" in message:
+        argument = message.split("'")[1]
+        return UserError(f"{argument} has a comma", "command line", "Add -m for a sweep, or write a list as [1,2].")
+    first = next(line.strip() for line in message.splitlines() if line.strip())
+    return UserError(first, "command line", "See python main.py --help.")
+
+
+def keys_below(parent: str, overrides: list[str]) -> list[str]:
+    """The keys of a section of the config, under the user's choices as far as they are valid."""
+    from hydra import compose as hydra_compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        for choices in ([item for item in overrides if re.fullmatch(r"[a-z]+=[^,]+", item)], []):
+            try:
+                section = OmegaConf.select(hydra_compose("config", choices), parent or "@", default=None)
+                if parent == "":
+                    section = hydra_compose("config", choices)
+                return list(map(str, section)) if isinstance(section, DictConfig) else []
+            except HydraException:
+                continue
+    return []

@@ -1,0 +1,124 @@
+"""Sequences for a GPT: whole batches by index, in an order that is computed instead of stored.
+
+A dataset turns a tensor of indices into one batch at once. `BatchLoader` decides which index comes when: a pure
+function of (seed, step), so nothing is kept in memory that grows with the data, and any step can be made again.
+`SequenceDataModule` puts the two together; projects derive from it and say what the tokens mean.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from mingpt_lightning.errors import UserError, require_positive
+from mingpt_lightning.shuffle import mix, permute
+from mingpt_lightning.tokenizer import Tokenizer
+
+IGNORE = -100
+"""A target that takes no loss."""
+
+Split = Literal["train", "val", "test"]
+Batch = tuple[Tensor, Tensor]
+"""(inputs, targets), both (B, T) int64; a target of IGNORE takes no loss."""
+
+
+class SequenceDataset(Protocol):
+    """A numbered collection of training sequences."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        """The batch of these indices, (B,) int64 in [0, len)."""
+        ...
+
+
+class SequenceDataModule(pl.LightningDataModule):
+    """Train, validation and test loaders over three disjoint datasets.
+
+    A project sets `tokenizer` and `block_size` in its constructor and implements `dataset`. `vocab_size`,
+    `block_size` and `tokenizer` can be read right after the constructor. batch_size is in sequences; the order of the
+    training data follows from `seed`, the splits do not.
+    """
+
+    tokenizer: Tokenizer
+    block_size: int
+
+    def __init__(self, batch_size: int, seed: int = 0):
+        super().__init__()
+        require_positive(batch_size=batch_size)
+        self.batch_size = batch_size
+        self.seed = seed
+
+    @property
+    def vocab_size(self) -> int:
+        """How many different tokens there are."""
+        return self.tokenizer.vocab_size
+
+    def dataset(self, split: Split) -> SequenceDataset:
+        """The sequences of one split. No sequence is in two of them."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> "BatchLoader":
+        return BatchLoader(self.dataset("train"), self.batch_size, shuffle_seed=self.seed)
+
+    def val_dataloader(self) -> "BatchLoader":
+        return self.evaluation_dataloader("val")
+
+    def test_dataloader(self) -> "BatchLoader":
+        return self.evaluation_dataloader("test")
+
+    def evaluation_dataloader(self, split: Split) -> "BatchLoader":
+        """Every sequence of a split once, in order; short sequences in larger batches, as no gradient is kept."""
+        return BatchLoader(self.dataset(split), max(self.batch_size, 16384 // self.block_size))
+
+
+class BatchLoader:
+    """Batches of a dataset, in order or shuffled.
+
+    In order (shuffle_seed None): each index once; the last batch may be short.
+    Shuffled: an endless stream of permutations of the indices, cut into batches that are all full, also where
+    batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
+    iteration yields `len` batches, and the next one goes on where it ended.
+    """
+
+    def __init__(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None):
+        if not len(dataset):
+            raise UserError("there is no sequence to read", "datamodule", "Give more data, or a larger split.")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.step = 0
+        self.steps_at_once = max(1, 4096 // batch_size)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + bool(rest) if self.shuffle_seed is None else max(1, whole)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self.shuffle_seed is None:
+            self.step = 0
+        end = self.step + len(self)
+        while self.step < end:
+            # Several batches are made at once, because numpy costs the same for ten sequences as for a hundred.
+            steps = min(self.steps_at_once, end - self.step)
+            inputs, targets = self.batches(self.step, steps)
+            for batch in zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True):
+                self.step += 1
+                yield batch
+
+    def batches(self, step: int, steps: int = 1) -> Batch:
+        """The sequences of `steps` steps from a step on, counted from 0 over all epochs, as one large batch."""
+        return self.dataset[torch.from_numpy(self.indices(step, steps))]
+
+    def indices(self, step: int, steps: int = 1) -> np.ndarray:
+        """Which sequences come in `steps` steps from a step on: (steps * batch_size,) int64."""
+        size = len(self.dataset)
+        places = np.arange(step * self.batch_size, (step + steps) * self.batch_size)
+        if self.shuffle_seed is None:
+            return places[places < size]
+        epochs, places = np.divmod(places, size)
+        return permute(places, size, key=mix(epochs, key=self.shuffle_seed))

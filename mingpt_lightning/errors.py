@@ -1,0 +1,64 @@
+"""What a user's mistake looks like: one line that says what, where and how to fix it.
+
+Raise `UserError` (or a subclass) for anything that the person at the keyboard can mend; the command line prints it
+without a traceback and exits with its `code`. Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in usage, config or data (exit code 2).
+
+    what: the problem, with the values in question. where: the key, file or option. fix: what to do about it.
+    """
+
+    code = 2
+
+    def __init__(self, what: str, where: str = "", fix: str = ""):
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(what + (f" ({where})" if where else "") + "." + (f" {fix}" if fix else ""))
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, damaged or not one of ours (exit code 3)."""
+
+    code = 3
+
+
+class ResourceError(UserError):
+    """Disk, memory or permissions stand in the way (exit code 4)."""
+
+    code = 4
+
+
+class DivergedError(UserError):
+    """The loss is no longer a finite number (exit code 5)."""
+
+    code = 5
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A hint for a mistyped name: "Did you mean 'n_layer'?", or the list of choices when none is near."""
+    known = sorted(choices)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Choose one of: {', '.join(known)}."
+
+
+def require_positive(**sizes: int) -> None:
+    """Raise UserError for the first size that is not an integer of at least 1."""
+    for name, value in sizes.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{name}={value} is not a positive integer", name, "Use 1 or more.")
+
+
+def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float = 0.0) -> None:
+    """Raise UserError for a GPT that cannot be built. Free of torch, so that a bad config is refused at once."""
+    require_positive(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
+    if n_embd % n_head:
+        below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
+        near = f"{below} or {above}" if below else f"{above}"
+        raise UserError(f"n_embd={n_embd} is not divisible by n_head={n_head}", "n_embd", f"Try n_embd={near}.")
+    if not 0 <= dropout < 1:
+        raise UserError(f"dropout={dropout} is not in [0, 1)", "dropout", "Use 0.0 to switch it off.")

@@ -1,0 +1,197 @@
+"""LanguageModel: the LightningModule around a GPT (Lightning's "system").
+
+It knows the loss, the metrics and how the weights are updated; it doesn't know what the tokens mean. Loss is summed
+over the tokens that count and divided by their number, whatever is masked and however batches are accumulated.
+"""
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mingpt_lightning.checkpoint import KEY, read_checkpoint
+from mingpt_lightning.datamodule import IGNORE, Batch
+from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, decay_groups, lr_for_width
+from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
+
+
+class LanguageModel(pl.LightningModule):
+    """Trains a GPT to predict the next token.
+
+    gpt: the network. optimizer: makes an optimizer of parameter groups; None is AdamW as in nanoGPT. scheduler: maps
+    (step, total steps) to a factor of the learning rate; None is warm-up and cosine. tokenizer: goes into the
+    checkpoint; one with an `answer_length` adds the exact match to the metrics, one of characters the bits per
+    character. config: plain data for the checkpoint, never read here.
+
+    Logs train/loss, and for val and test loss, perplexity, exact_match and bits_per_character; losses are in nats per
+    token. A batch is (inputs, targets), both (B, T) int64; targets of -100 take no loss.
+    """
+
+    def __init__(
+        self,
+        gpt: GPT,
+        optimizer: OptimizerFactory | None = None,
+        scheduler: Schedule | None = None,
+        tokenizer: Tokenizer | None = None,
+        config: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        lr = lr_for_width(8e-4, gpt.config["n_embd"])
+        self.gpt = gpt
+        self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self.scheduler = scheduler or cosine
+        self.tokenizer = tokenizer
+        self.config = config or {}
+        self.train_loss: Tensor | None = None  # of the newest batch, detached; reading it may wait for the device
+        self.tokens_seen = 0  # in training, the masked ones included
+        self.validated_step = 0  # optimizer steps before the newest validation
+        self.window_tokens: Tensor | int = 0  # tokens with a loss since the last optimizer step
+        self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the evaluation under way
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Next-token logits: (B, T) -> (B, T, V)."""
+        return self.gpt(tokens)
+
+    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss in nats, and the number of tokens that it sums over."""
+        logits = logits.flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.flatten(), reduction="sum"), (targets != IGNORE).sum()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        inputs, targets = batch
+        total, tokens = self.loss_sum(self.gpt(inputs), targets)
+        loss = total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
+        self.train_loss = loss.detach()
+        self.tokens_seen += inputs.numel()
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            self.log("train/loss", self.train_loss)
+        windows = self.trainer.accumulate_grad_batches
+        if windows == 1:
+            return loss
+        self.window_tokens = self.window_tokens + tokens
+        return total * windows  # Lightning divides by it; the sum is divided in on_before_optimizer_step
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if isinstance(self.window_tokens, Tensor):
+            for weight in self.parameters():
+                if weight.grad is not None:
+                    weight.grad /= self.window_tokens.clamp(min=1)
+            self.window_tokens = 0
+
+    def evaluate(self, batch: Batch) -> Tensor:
+        """Sums over a batch: loss in nats, tokens, sequences with every target right, sequences."""
+        inputs, targets = batch
+        logits = self.gpt(inputs)
+        total, tokens = self.loss_sum(logits, targets)
+        # Greedy decoding goes wrong at the first target that is not the likeliest token, and only there.
+        right = ((logits.argmax(dim=-1) == targets) | (targets == IGNORE)).all(dim=1)
+        return torch.stack([total, tokens, right.sum(), targets.new_tensor(len(targets))])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.sums.append(self.evaluate(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.sums.append(self.evaluate(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        self.validated_step = self.global_step
+        self.log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_evaluation("test")
+
+    def log_evaluation(self, stage: str) -> None:
+        """Log the metrics of all batches since the last call."""
+        sums = torch.stack(self.sums).cpu().double().sum(dim=0)
+        self.sums = []
+        total, tokens, right, sequences = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        loss = total / max(tokens, 1)
+        metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+        if self.tokenizer is not None and self.tokenizer.answer_length is not None:
+            metrics["exact_match"] = right / sequences
+        if isinstance(self.tokenizer, CharTokenizer):
+            metrics["bits_per_character"] = loss / math.log(2)
+        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
+
+    def configure_optimizers(self) -> Any:
+        try:
+            optimizer = self.optimizer(decay_groups(self.gpt))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
+        schedule = partial(self.scheduler, total_steps=self.total_steps())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def total_steps(self) -> int:
+        """Optimizer steps in the whole training, from the Trainer's limits alone.
+
+        Lightning's own estimate makes the training loader too early, which breaks resuming (PL #20550).
+        """
+        trainer, limits = self.trainer, []
+        if trainer.max_steps > 0:
+            limits.append(trainer.max_steps)
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and hasattr(trainer, "datamodule"):
+            batches = len(trainer.datamodule.train_dataloader())
+            limit = trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+        if not limits:
+            fix = "Set trainer.max_steps, or trainer.max_epochs with a datamodule."
+            raise UserError("the schedule needs to know when training ends", "trainer.max_steps", fix)
+        return min(limits)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning 2.6 refuses to clip for a fused optimizer under bf16-mixed, which has no loss scaler to mind.
+        if not gradient_clip_val or self.trainer.precision != "bf16-mixed":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_algorithm == "value":
+            torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from mingpt_lightning import __version__
+
+        checkpoint[KEY] = {
+            "version": __version__,
+            "gpt": self.gpt.config,
+            "tokenizer": self.tokenizer and self.tokenizer.state(),
+            "config": self.config,
+            "tokens_seen": self.tokens_seen,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.tokens_seen = checkpoint[KEY]["tokens_seen"]
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path) -> Self:  # type: ignore[override]
+        """The system of a run folder or a checkpoint file, on the CPU and in evaluation mode.
+
+        Raises CheckpointError when the file is missing, damaged or not one of ours.
+        """
+        return cls.from_checkpoint(read_checkpoint(checkpoint_path))
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any]) -> Self:
+        """The system of a checkpoint's contents (see `read_checkpoint`)."""
+        ours = checkpoint[KEY]
+        tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
+        system = cls(GPT(**ours["gpt"]), tokenizer=tokenizer, config=ours["config"])
+        try:
+            system.load_state_dict(checkpoint["state_dict"])
+        except RuntimeError as error:
+            what = "the weights do not fit the model in the checkpoint"
+            raise CheckpointError(what, "checkpoint", "Take another file of the run.") from error
+        return system.eval()

@@ -1,0 +1,74 @@
+"""What an optimizer needs beyond torch: decay groups, and learning-rate schedules as pure functions of the step.
+
+A schedule maps (step, total_steps) to a factor in [0, 1] of the peak learning rate; `LanguageModel` applies it after
+every optimizer step. Adding one takes a function here (or anywhere) and a YAML in `configs/scheduler/`.
+"""
+
+from __future__ import annotations  # the types of torch are for the reader only: this module must load in no time
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+OptimizerFactory = Callable[[Iterable[dict[str, Any]]], "Optimizer"]
+"""Makes an optimizer of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`."""
+
+Schedule = Callable[[int, int], float]
+"""(step, total_steps) -> factor of the peak learning rate."""
+
+
+def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Two parameter groups: matrices, which take the optimizer's weight decay, and the rest, which take none.
+
+    Embeddings are matrices; biases and LayerNorm gains are not. A tied matrix is in its group once.
+    Source: nanoGPT, `GPT.configure_optimizers`.
+    """
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    return [
+        {"params": [weight for weight in weights if weight.dim() >= 2]},
+        {"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def lr_for_width(lr: float, n_embd: int) -> float:
+    """A learning rate found at width 768, moved to width `n_embd`: lr * (n_embd / 768) ** -0.5.
+
+    Wider models want smaller steps. Source: nanochat, `GPT.setup_optimizer`; Vaswani et al. 2017, section 5.3.
+    """
+    return lr * (n_embd / 768) ** -0.5
+
+
+def cosine(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then half a cosine down to `floor`.
+
+    Source: Loshchilov & Hutter 2017, section 3; the warm-up as in nanoGPT's `get_lr`.
+    """
+    return _warm(step, total_steps, warmup) or floor + (1 - floor) * 0.5 * (
+        1 + math.cos(math.pi * _progress(step, total_steps, warmup))
+    )
+
+
+def linear(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then a straight line down to `floor`."""
+    return _warm(step, total_steps, warmup) or 1 - (1 - floor) * _progress(step, total_steps, warmup)
+
+
+def constant(step: int, total_steps: int, *, warmup: float = 0.0) -> float:
+    """Linear warm-up over the first `warmup` share of the steps, then the peak for ever."""
+    return _warm(step, total_steps, warmup) or 1.0
+
+
+def _warm(step: int, total_steps: int, warmup: float) -> float | None:
+    """The warm-up's factor, or None when it is over. The first step is above zero, so that it counts."""
+    steps = int(warmup * total_steps)
+    return (step + 1) / (steps + 1) if step < steps else None
+
+
+def _progress(step: int, total_steps: int, warmup: float) -> float:
+    """The share, in [0, 1], of the steps after the warm-up that is behind us."""
+    start = int(warmup * total_steps)
+    return min(1.0, (step - start) / max(1, total_steps - start))
