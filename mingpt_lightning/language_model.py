@@ -43,7 +43,7 @@ class LanguageModel(pl.LightningModule):
         config: dict[str, Any] | None = None,
     ):
         super().__init__()
-        lr = lr_for_width(8e-4, gpt.config["n_embd"])
+        lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
         self.gpt = gpt
         self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.scheduler = scheduler or cosine

@@ -35,11 +35,11 @@ def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def lr_for_width(lr: float, n_embd: int) -> float:
-    """A learning rate found at width 768, moved to width `n_embd`: lr * (n_embd / 768) ** -0.5.
+    """A learning rate found at width 768, moved to width `n_embd`: lr * 768 / n_embd.
 
-    Wider models want smaller steps. Source: nanochat, `GPT.setup_optimizer`; Vaswani et al. 2017, section 5.3.
+    Wider models want smaller steps. Source: Yang et al. 2022, "Tensor Programs V", table 3 (Adam, hidden weights).
     """
-    return lr * (n_embd / 768) ** -0.5
+    return lr * 768 / n_embd
 
 
 def cosine(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
