@@ -9,7 +9,13 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as RichProgress,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from mingpt_lightning.datamodule import Batch
 from mingpt_lightning.language_model import LanguageModel
@@ -33,7 +39,12 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and console.is_terminal:
-            columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+            columns = (
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+            )
             self.bar = RichProgress(*columns, console=console, auto_refresh=False, transient=True)
             self.task = self.bar.add_task("", total=cast(LanguageModel, pl_module).total_steps())
             self.bar.start()

@@ -85,7 +85,11 @@ class SweepTable(Callback):
         result = job_return._return_value
         failed = isinstance(result, BaseException)
         self.rows.append(
-            {"job": number, **overrides, str(config.optimized_metric): f"failed: {result}" if failed else result}
+            {
+                "job": number,
+                **overrides,
+                str(config.optimized_metric): f"failed: {result}" if failed else result,
+            }
         )
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
@@ -97,7 +101,10 @@ class SweepTable(Callback):
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        texts = [names] + [[f"{row.get(n):.4f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names] for row in self.rows]
+        texts = [names] + [
+            [f"{row.get(n):.4f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
+            for row in self.rows
+        ]
         widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
         for line in texts:
             print("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)), file=sys.stderr)

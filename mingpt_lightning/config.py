@@ -51,7 +51,9 @@ def check(cfg: DictConfig) -> None:
     if values:
         default = compose([str(override.input_line) for override in groups])
         for key in set(cfg) - set(default):
-            raise UserError(f"unknown key '{key}'", "command line", nearest(str(key), set(map(str, default)) - {"hydra"}))
+            raise UserError(
+                f"unknown key '{key}'", "command line", nearest(str(key), set(map(str, default)) - {"hydra"})
+            )
         for override in values:
             if not override.is_delete():
                 check_type(override.key_or_group, OmegaConf.select(cfg, override.key_or_group), default)
@@ -77,7 +79,10 @@ def check_type(key: str, value: Any, default: DictConfig) -> None:
         case str():
             accepted, name = (str, int, float, bool), "text"
         case _:
-            accepted, name = (type(expected),), "a list" if OmegaConf.is_list(expected) else "a section of keys"
+            accepted, name = (
+                (type(expected),),
+                "a list" if OmegaConf.is_list(expected) else "a section of keys",
+            )
     accepted += ALSO_ACCEPTED.get(key, ())
     plain = OmegaConf.to_container(value) if list in accepted and OmegaConf.is_list(value) else value
     wrong = not isinstance(plain, accepted) or (isinstance(plain, bool) and bool not in accepted)
@@ -99,7 +104,9 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
         return UserError(f"unknown key '{key}'", "command line", nearest(name, keys_below(parent, overrides)))
     if "Ambiguous value" in message:
         argument = message.split("'")[1]
-        return UserError(f"{argument} has a comma", "command line", "Add -m for a sweep, or write a list as [1,2].")
+        return UserError(
+            f"{argument} has a comma", "command line", "Add -m for a sweep, or write a list as [1,2]."
+        )
     first = next(line.strip() for line in message.splitlines() if line.strip())
     return UserError(first, "command line", "See python main.py --help.")
 

@@ -31,7 +31,9 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        q, k, v = (
+            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        )  # 3 x (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
@@ -83,7 +85,14 @@ class GPT(nn.Module):
     """
 
     def __init__(
-        self, vocab_size: int, block_size: int, *, n_layer: int, n_head: int, n_embd: int, dropout: float = 0.0
+        self,
+        vocab_size: int,
+        block_size: int,
+        *,
+        n_layer: int,
+        n_head: int,
+        n_embd: int,
+        dropout: float = 0.0,
     ):
         super().__init__()
         check_gpt_sizes(n_layer, n_head, n_embd, dropout)
@@ -133,7 +142,9 @@ class GPT(nn.Module):
         """
         T = tokens.shape[1]
         if T > self.block_size:
-            raise UserError(f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it.")
+            raise UserError(
+                f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it."
+            )
         positions = torch.arange(T, device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         for block in self.blocks:

@@ -45,11 +45,15 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
         self.gpt = gpt
-        self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+        self.optimizer = optimizer or partial(
+            torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
+        )
         self.scheduler = scheduler or cosine
         self.tokenizer = tokenizer
         self.config = config or {}
-        self.train_loss: Tensor | None = None  # of the newest batch, detached; reading it may wait for the device
+        self.train_loss: Tensor | None = (
+            None  # of the newest batch, detached; reading it may wait for the device
+        )
         self.tokens_seen = 0  # in training, the masked ones included
         self.validated_step = 0  # optimizer steps before the newest validation
         self.window_tokens: Tensor | int = 0  # tokens with a loss since the last optimizer step
@@ -124,7 +128,9 @@ class LanguageModel(pl.LightningModule):
         try:
             optimizer = self.optimizer(decay_groups(self.gpt))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
+            raise UserError(
+                f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments."
+            ) from error
         schedule = partial(self.scheduler, total_steps=self.total_steps())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -4,7 +4,9 @@ A schedule maps (step, total_steps) to a factor in [0, 1] of the peak learning r
 every optimizer step. Adding one takes a function here (or anywhere) and a YAML in `configs/scheduler/`.
 """
 
-from __future__ import annotations  # the types of torch are for the reader only: this module must load in no time
+from __future__ import (
+    annotations,
+)  # the types of torch are for the reader only: this module must load in no time
 
 import math
 from collections.abc import Callable, Iterable

@@ -30,7 +30,9 @@ from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, n
 from mingpt_lightning.generation import check_sampling
 from mingpt_lightning.language_model import LanguageModel
 
-warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)  # Lightning 2.6 with torch 2.13
+warnings.filterwarnings(
+    "ignore", message=".*LeafSpec.*", category=FutureWarning
+)  # Lightning 2.6 with torch 2.13
 for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
     logging.getLogger(name).setLevel(logging.WARNING)  # no tips
 
@@ -50,8 +52,12 @@ def fit(cfg: DictConfig) -> float | None:
     callbacks = [build(node, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None]
     loggers = [build(node, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
     if not loggers:
-        callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]  # it needs a logger
-    trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False)
+        callbacks = [
+            c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)
+        ]  # it needs a logger
+    trainer = build_trainer(
+        cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False
+    )
     console.print(
         f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads"
@@ -141,20 +147,34 @@ def generate(cfg: DictConfig) -> None:
     max_new_tokens = cfg.max_new_tokens or length or 200
     require_positive(max_new_tokens=max_new_tokens)
     if cfg.prompt is None and length:
-        example = answers(system, build(datamodule_of(content), "datamodule").dataset("test")[torch.arange(1)])[0][0]
-        raise UserError("there is no problem to solve", "prompt", f"Give one; this model answers like {example!r}.")
+        example = answers(
+            system, build(datamodule_of(content), "datamodule").dataset("test")[torch.arange(1)]
+        )[0][0]
+        raise UserError(
+            "there is no problem to solve", "prompt", f"Give one; this model answers like {example!r}."
+        )
     prompt = "" if cfg.prompt is None else str(cfg.prompt)
-    options = {"temperature": temperature, "top_k": cfg.top_k, "seed": cfg.seed, "num_samples": cfg.num_samples}
+    options = {
+        "temperature": temperature,
+        "top_k": cfg.top_k,
+        "seed": cfg.seed,
+        "num_samples": cfg.num_samples,
+    }
     texts = continue_text(system, prompt, max_new_tokens, **options)
     if cfg.output is None:
         sys.stdout.write("".join(text + "\n" for text in texts))
         return
     shown = len(system.tokenizer.decode(system.tokenizer.encode(prompt))) if prompt else 0
-    lines = [json.dumps({"prompt": prompt, "completion": text[shown:]}, ensure_ascii=False) + "\n" for text in texts]
+    lines = [
+        json.dumps({"prompt": prompt, "completion": text[shown:]}, ensure_ascii=False) + "\n"
+        for text in texts
+    ]
     try:
         Path(cfg.output).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise ResourceError(f"cannot write {cfg.output}: {error.strerror}", "output", "Choose another file.") from error
+        raise ResourceError(
+            f"cannot write {cfg.output}: {error.strerror}", "output", "Choose another file."
+        ) from error
 
 
 TASKS: dict[str, Callable[[DictConfig], float | None]] = {
@@ -186,7 +206,9 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
         message = " ".join(str(error).split()) or type(error).__name__
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
             known = inspect.signature(get_class(node._target_)).parameters
-            raise UserError(f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)) from error
+            raise UserError(
+                f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)
+            ) from error
         if isinstance(error, ImportError):
             raise UserError(message, where, "Install what is missing, or choose another.") from error
         raise UserError(message, where, "Correct its arguments.") from error
@@ -231,7 +253,9 @@ def run_folder() -> Path:
 def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that the command line names: its path and its contents, with its project imported."""
     if cfg.checkpoint is None:
-        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE.")
+        raise UserError(
+            f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE."
+        )
     path = find_checkpoint(cfg.checkpoint)
     content = read_checkpoint(path)
     datamodule_class(content)
@@ -252,7 +276,9 @@ def datamodule_of(content: dict[str, Any]) -> DictConfig:
     saved = content[KEY]["config"]
     overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
     named = any(item.startswith("datamodule=") for item in overrides)
-    node = compose([*([] if named else [f"datamodule={saved['choices']['datamodule']}"]), *overrides]).datamodule
+    node = compose(
+        [*([] if named else [f"datamodule={saved['choices']['datamodule']}"]), *overrides]
+    ).datamodule
     given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
     values = {} if named else saved["datamodule"]
     for name, value in {**values, **content[KEY]["tokenizer"]["arguments"]}.items():
@@ -261,7 +287,9 @@ def datamodule_of(content: dict[str, Any]) -> DictConfig:
     return node
 
 
-def report(summary: dict[str, Any], system: LanguageModel, datamodule: SequenceDataModule, run_dir: Path) -> None:
+def report(
+    summary: dict[str, Any], system: LanguageModel, datamodule: SequenceDataModule, run_dir: Path
+) -> None:
     """The end of a run, for people."""
     metrics, tokenizer = summary["metrics"], datamodule.tokenizer
     console.print()
@@ -279,7 +307,9 @@ def report(summary: dict[str, Any], system: LanguageModel, datamodule: SequenceD
             bits = metrics.get(name.replace("loss", "bits_per_character"))
             extra = f"  ({bits:.4f} bits per character)" if bits is not None else ""
             console.print(f"{name}  {metrics[name]:.4f}{extra}")
-    console.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.1f} seconds")
+    console.print(
+        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.1f} seconds"
+    )
     console.print(f"run folder  {run_dir}", markup=False)
     if summary["task"] == "fit" and summary["checkpoint"] and tokenizer is not None:
         prompt = "\n"
@@ -288,4 +318,7 @@ def report(summary: dict[str, Any], system: LanguageModel, datamodule: SequenceD
             prompt = tokenizer.decode(inputs[0, : 1 - tokenizer.answer_length].tolist()).strip(" =->")
         program = "python main.py" if sys.argv[0].endswith("main.py") else Path(sys.argv[0]).name
         prompt_option = f' prompt="{prompt}"' if prompt.strip() else ""
-        console.print(f"try it      {program} task=generate checkpoint={shlex.quote(str(run_dir))}{prompt_option}", markup=False)
+        console.print(
+            f"try it      {program} task=generate checkpoint={shlex.quote(str(run_dir))}{prompt_option}",
+            markup=False,
+        )

@@ -45,7 +45,9 @@ class AdderTokenizer(Tokenizer):
 
     def decode(self, tokens: Sequence[int]) -> str:
         n = self.ndigit
-        a, b, reversed_sum = ("".join(map(str, part)) for part in (tokens[:n], tokens[n : 2 * n], tokens[2 * n :]))
+        a, b, reversed_sum = (
+            "".join(map(str, part)) for part in (tokens[:n], tokens[n : 2 * n], tokens[2 * n :])
+        )
         return f"{int(a)}+{int(b)}=" + (str(int(reversed_sum[::-1])) if reversed_sum else "")
 
 
@@ -57,7 +59,11 @@ class AdderDataset:
         total = 100**ndigit
         n_test, n_val = min(total // 5, 500), min(total // 10, 500)
         end = min(total, 2**62)  # indices are int64; beyond ten digits a part of the problems is plenty
-        ranges = {"test": range(n_test), "val": range(n_test, n_test + n_val), "train": range(n_test + n_val, end)}
+        ranges = {
+            "test": range(n_test),
+            "val": range(n_test, n_test + n_val),
+            "train": range(n_test + n_val, end),
+        }
         self.places = ranges[split]
 
     def __len__(self) -> int:

@@ -81,10 +81,14 @@ class CharDataModule(SequenceDataModule):
         if len(split) != 3 or min(split) < 0 or not split[0] or abs(sum(split) - 1) > 1e-6:
             fix = "Give the shares for training, validation and test, such as [0.9,0.05,0.05]."
             raise UserError(f"split={list(split)} does not add up to 1", "datamodule.split", fix)
-        file = Path(path).expanduser() if path is not None else fetch(url, sha256) if url is not None else None
+        file = (
+            Path(path).expanduser() if path is not None else fetch(url, sha256) if url is not None else None
+        )
         name = str(file or "the Python language reference")
         if characters is None:
-            characters = characters_of(np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)])))
+            characters = characters_of(
+                np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)]))
+            )
         self.tokenizer = CharTokenizer(characters, on_unknown)
         self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
         self.block_size = block_size
@@ -95,13 +99,21 @@ class CharDataModule(SequenceDataModule):
         for part, share in zip(("train", "val", "test"), split, strict=True):
             length = self.bounds[part][1] - self.bounds[part][0]
             if share and length < block_size + 1:
-                what = f"the {part} split of {name} has {length} characters, too few for block_size={block_size}"
-                fix = f"Give more text, or block_size={length - 1} or less." if length > 1 else "Give more text."
+                what = (
+                    f"the {part} split of {name} has {length} characters, too few for block_size={block_size}"
+                )
+                fix = (
+                    f"Give more text, or block_size={length - 1} or less."
+                    if length > 1
+                    else "Give more text."
+                )
                 raise UserError(what, "datamodule", fix)
 
     def dataset(self, split: Split) -> WindowDataset:
         start, end = self.bounds[split]
-        return WindowDataset(self.tokens[start:end], self.block_size, 1 if split == "train" else self.block_size)
+        return WindowDataset(
+            self.tokens[start:end], self.block_size, 1 if split == "train" else self.block_size
+        )
 
 
 def read(file: Path | None) -> Iterator[str]:
@@ -130,7 +142,9 @@ def read(file: Path | None) -> Iterator[str]:
         what = f"{file} is not UTF-8: byte {read_so_far - pending + error.start}"
         raise UserError(what, "datamodule.path", "Convert it, for example with iconv -t UTF-8.") from error
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}", "datamodule.path", "Check its rights.") from error
+        raise UserError(
+            f"{file} cannot be read: {error.strerror}", "datamodule.path", "Check its rights."
+        ) from error
 
 
 def fetch(url: str, sha256: str | None) -> Path:
@@ -148,12 +162,16 @@ def fetch(url: str, sha256: str | None) -> Path:
         except (urllib.error.URLError, OSError) as error:
             raise ResourceError(f"cannot fetch {url}: {error}", "datamodule.url", offline) from error
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(f"{url} is not the expected file: its SHA-256 differs", "datamodule.sha256", offline)
+            raise UserError(
+                f"{url} is not the expected file: its SHA-256 differs", "datamodule.sha256", offline
+            )
         try:
             cache.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")
             part.write_bytes(data)
             part.replace(file)
         except OSError as error:
-            raise ResourceError(f"cannot write {file}: {error.strerror}", "XDG_CACHE_HOME", offline) from error
+            raise ResourceError(
+                f"cannot write {file}: {error.strerror}", "XDG_CACHE_HOME", offline
+            ) from error
     return file

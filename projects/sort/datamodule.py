@@ -66,7 +66,11 @@ class SortDataset:
         self.num_digits = num_digits
         total = min(num_digits**length, 2**61)
         n_test, n_val = min(total // 4, 5000), min(total // 10, 5000)
-        ranges = {"test": range(n_test), "val": range(n_test, n_test + n_val), "train": range(n_test + n_val, total)}
+        ranges = {
+            "test": range(n_test),
+            "val": range(n_test, n_test + n_val),
+            "train": range(n_test + n_val, total),
+        }
         self.places = ranges[split]
         self.extra = len(self.places) if split == "train" else 0
 
