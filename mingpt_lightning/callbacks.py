@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress as RichProgress,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.progress import (
+    Progress as RichProgress,
+)
 
-from mingpt_lightning.datamodule import Batch
 from mingpt_lightning.language_model import LanguageModel
-from mingpt_lightning.tokenizer import CharTokenizer
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Everything that isn't generated text goes to standard error."""
@@ -105,43 +105,15 @@ class Samples(pl.Callback):
         self.validations += 1
         if self.validations % self.every_n_validations:
             return
-        assert system.tokenizer is not None and datamodule is not None
+        if system.tokenizer is None or datamodule is None:
+            return
         if system.tokenizer.answer_length is not None:
             batch = datamodule.dataset("val")[torch.arange(min(self.n, len(datamodule.dataset("val"))))]
-            for text, right in answers(system, batch):
+            for text, right in system.solve(batch):
                 console.print(f"  {text}  {'right' if right else 'wrong'}", style="dim", markup=False)
         else:
-            text = continue_text(system, "", self.max_new_tokens, temperature=1.0, seed=self.validations)[0]
+            text = system.complete("", self.max_new_tokens, temperature=1.0, seed=self.validations)[0]
             console.print("  " + text.replace("\n", "\n  "), style="dim", markup=False)
-
-
-def answers(system: LanguageModel, batch: Batch) -> list[tuple[str, bool]]:
-    """Each problem of a batch with the model's greedy answer, as people write it, and whether that is right.
-
-    For tasks with one right answer, by real generation.
-    """
-    inputs, targets = (tensor.to(system.device) for tensor in batch)
-    assert system.tokenizer is not None and system.tokenizer.answer_length is not None
-    length = system.tokenizer.answer_length
-    sequences = torch.cat([inputs, targets[:, -1:]], dim=1)
-    completed = system.gpt.generate(sequences[:, :-length], length, temperature=0)
-    right = (completed == sequences).all(dim=1).tolist()
-    return list(zip(map(system.tokenizer.decode, completed.tolist()), right, strict=True))
-
-
-def continue_text(
-    system: LanguageModel, prompt: str, max_new_tokens: int, num_samples: int = 1, **options: Any
-) -> list[str]:
-    """Samples of a prompt and its continuation. Options as for `generate`; an empty text starts from a line break."""
-    assert system.tokenizer is not None
-    tokens = system.tokenizer.encode(prompt)
-    start = 0 if tokens else 1  # a GPT can't continue nothing: an empty prompt is one token that isn't shown
-    if not tokens and isinstance(system.tokenizer, CharTokenizer):
-        characters = system.tokenizer.arguments["characters"]
-        tokens = [max(characters.find("\n"), 0)]
-    rows = torch.tensor([tokens] * num_samples, device=system.device)
-    completed = system.gpt.generate(rows, max_new_tokens, **options)
-    return [system.tokenizer.decode(row[start:]) for row in completed.tolist()]
 
 
 class StopOnSignal(pl.Callback):

@@ -28,14 +28,10 @@ def find_checkpoint(path: str | Path) -> Path:
         raise CheckpointError(f"{path} is a URL", "checkpoint", "Download the file and give its path.")
     path = Path(path)
     if path.is_dir():
-        for file in (
-            path / folder / name for folder in ("checkpoints", "") for name in ("best.ckpt", "last.ckpt")
-        ):
+        for file in (path / folder / name for folder in ("checkpoints", "") for name in ("best.ckpt", "last.ckpt")):
             if file.is_file():
                 return file
-        raise CheckpointError(
-            f"{path} holds no checkpoints/best.ckpt or last.ckpt", "checkpoint", "Name a run folder."
-        )
+        raise CheckpointError(f"{path} holds no checkpoints/best.ckpt or last.ckpt", "checkpoint", "Name a run folder.")
     if not path.exists():
         near = sorted(map(str, path.parent.glob("*.ckpt"))) if path.parent.is_dir() else []
         fix = f"There is: {', '.join(near[:5])}." if near else "Name a run folder or a .ckpt file."
@@ -93,22 +89,16 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         due = trainer.global_step % self.every_n_train_steps == 0
-        if (
-            due and trainer.global_step != self.saved_step
-        ):  # once, not at every batch of an accumulation window
+        if due and trainer.global_step != self.saved_step:  # once, not at every batch of an accumulation window
             self.save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        metrics = {
-            name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
-        }
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if self.monitor not in metrics:
             what = f"there is no metric {self.monitor} to find the best checkpoint by"
-            raise UserError(
-                what, "callbacks.checkpoint.monitor", f"Choose one of: {', '.join(sorted(metrics))}."
-            )
+            raise UserError(what, "callbacks.checkpoint.monitor", f"Choose one of: {', '.join(sorted(metrics))}.")
         score = metrics[self.monitor] if self.mode == "min" else -metrics[self.monitor]
         if self.best_score is None or score < self.best_score:
             self.best_score, self.best_metrics = score, metrics
@@ -137,6 +127,4 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
 def unwritable(path: Path, error: OSError) -> ResourceError:
     """The error for a place that cannot be written."""
-    return ResourceError(
-        f"cannot write {path}: {error.strerror or error}", "run_dir", "Choose another run_dir=."
-    )
+    return ResourceError(f"cannot write {path}: {error.strerror or error}", "run_dir", "Choose another run_dir=.")

@@ -4,19 +4,19 @@ Nothing heavy is imported before the config is known to be good.
 """
 
 import csv
-import json
 import os
 import re
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mingpt_lightning.config import CONFIG_DIR, check, explain
 from mingpt_lightning.errors import UserError
@@ -25,40 +25,64 @@ TEXT_KEYS = ("prompt", "checkpoint", "output", "run_dir", "datamodule.path")
 """Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
 
 
+FAILED: dict[int, UserError] = {}
+"""The jobs of a sweep that ended in a user's mistake; the others go on."""
+
+NOISE = (
+    ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13
+    "The number of training batches",  # that log_every_n_steps is more than an epoch does no harm
+)
+
+
 def main() -> None:
     """The entry point of `main.py` and of the console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being shortened
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    if not any(argument in ("-m", "--multirun") for argument in sys.argv):
+    if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    FAILED.clear()
+    run.started = False
     try:
         run()
-    except UserError as error:
-        fail(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (hydra.errors.HydraException, OSError) as error:
+    except Exception as error:
+        if run.started:
+            raise  # a bug of ours
         fail(explain(error, overrides))
+    if FAILED:
+        sys.exit(max(error.code for error in FAILED.values()))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def run(cfg: DictConfig) -> float | None:
     """Run the task of a composed config; returns what a sweep compares."""
+    run.started = True
     try:
         check(cfg)
         from mingpt_lightning.tasks import TASKS
 
-        return TASKS[cfg.task](cfg)
+        with warnings.catch_warnings():
+            for message in NOISE:
+                warnings.filterwarnings("ignore", message=message)
+            return TASKS[cfg.task](cfg)
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the other jobs of the sweep go on
-        fail(error)
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            fail(error)
+        FAILED[HydraConfig.get().job.num] = error
+        say(error)
+        return None
 
 
-def fail(error: UserError) -> Any:
-    """Say it in one line and leave with the code of the error."""
+def say(error: UserError) -> None:
+    """A mistake in one line."""
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def fail(error: UserError) -> NoReturn:
+    """Say it and leave with the code of the error."""
+    say(error)
     sys.exit(error.code)
 
 
@@ -81,16 +105,9 @@ class SweepTable(Callback):
         if job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode != RunMode.MULTIRUN:
             return
         number = job_return.hydra_cfg.hydra.job.num
+        result = f"failed: {FAILED[number]}" if number in FAILED else job_return._return_value
         overrides = dict(item.split("=", 1) for item in job_return.overrides or [])
-        result = job_return._return_value
-        failed = isinstance(result, BaseException)
-        self.rows.append(
-            {
-                "job": number,
-                **overrides,
-                str(config.optimized_metric): f"failed: {result}" if failed else result,
-            }
-        )
+        self.rows.append({"job": number, **overrides, str(config.optimized_metric): result})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         if not self.rows:

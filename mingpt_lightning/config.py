@@ -10,10 +10,11 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
+from mingpt_lightning.errors import ResourceError, UserError, check_gpt_sizes, nearest
 from mingpt_lightning.optim import lr_for_width
 
 _HERE = Path(__file__).parent
@@ -45,7 +46,8 @@ def check(cfg: DictConfig) -> None:
     """
     overrides = list(HydraConfig.get().overrides.task)
     choices = HydraConfig.get().runtime.choices
-    groups, values = [], []
+    groups: list[Override] = []
+    values: list[Override] = []
     for override in OverridesParser.create().parse_overrides(overrides):
         (groups if override.key_or_group in choices else values).append(override)
     if values:
@@ -92,28 +94,30 @@ def check_type(key: str, value: Any, default: DictConfig) -> None:
 
 def explain(error: Exception, overrides: list[str]) -> UserError:
     """One line for what Hydra says, in many, about a command line that it can't compose."""
-    message = str(error)
+    message = str(error) or type(error).__name__
     if missing := re.search(r"Could not find '([^']+)/([^'/]+)'", message):
         group, choice = missing.groups()
         listed = message.split("Available options in", 1)[-1].splitlines()[1:]
         options = [line.strip() for line in listed if line.strip() and ":" not in line]
         return UserError(f"{group}={choice} does not exist", group, nearest(choice, options))
+    if isinstance(error, OSError) and error.filename:
+        fix = "Choose another run_dir=."
+        return ResourceError(f"cannot write {error.filename}: {error.strerror}", "run_dir", fix)
     if unknown := re.search(r"Could not override '([^']+)'", message):
         key = unknown[1]
         parent, _, name = key.rpartition(".")
         return UserError(f"unknown key '{key}'", "command line", nearest(name, keys_below(parent, overrides)))
     if "Ambiguous value" in message:
         argument = message.split("'")[1]
-        return UserError(
-            f"{argument} has a comma", "command line", "Add -m for a sweep, or write a list as [1,2]."
-        )
+        return UserError(f"{argument} has a comma", "command line", "Add -m for a sweep, or write a list as [1,2].")
     first = next(line.strip() for line in message.splitlines() if line.strip())
     return UserError(first, "command line", "See python main.py --help.")
 
 
 def keys_below(parent: str, overrides: list[str]) -> list[str]:
     """The keys of a section of the config, under the user's choices as far as they are valid."""
-    from hydra import compose as hydra_compose, initialize_config_dir
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
     from hydra.errors import HydraException
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -86,9 +86,7 @@ class BatchLoader:
 
     def __init__(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None):
         if not len(dataset):
-            raise UserError(
-                "there is no sequence to read", "datamodule", "Give more data, or a larger split."
-            )
+            raise UserError("there is no sequence to read", "datamodule", "Give more data, or a larger split.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed

@@ -59,8 +59,6 @@ def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float = 0.0
     if n_embd % n_head:
         below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
         near = f"{below} or {above}" if below else f"{above}"
-        raise UserError(
-            f"n_embd={n_embd} is not divisible by n_head={n_head}", "n_embd", f"Try n_embd={near}."
-        )
+        raise UserError(f"n_embd={n_embd} is not divisible by n_head={n_head}", "n_embd", f"Try n_embd={near}.")
     if not 0 <= dropout < 1:
         raise UserError(f"dropout={dropout} is not in [0, 1)", "dropout", "Use 0.0 to switch it off.")

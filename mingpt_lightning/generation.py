@@ -15,9 +15,7 @@ from mingpt_lightning.gpt import GPT
 def check_sampling(temperature: float, top_k: int | None) -> None:
     """Raise UserError for a temperature or top_k that means nothing."""
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise UserError(
-            f"temperature={temperature} is not a number of at least 0", "temperature", "0 is greedy."
-        )
+        raise UserError(f"temperature={temperature} is not a number of at least 0", "temperature", "0 is greedy.")
     if top_k is not None:
         require_positive(top_k=top_k)
 
@@ -58,16 +56,13 @@ def generate(
     return tokens
 
 
-def sample(
-    logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None
-) -> Tensor:
+def sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
     """One token for each row of logits: (B, V) -> (B, 1)."""
     if not torch.isfinite(logits).all():
-        raise UserError(
-            "the model's weights are not finite numbers", "generate", "Take an earlier checkpoint."
-        )
+        raise UserError("the model's weights are not finite numbers", "generate", "Take an earlier checkpoint.")
     if temperature == 0:
         return logits.argmax(dim=-1, keepdim=True)
     likeliest, candidates = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]))  # sorted, (B, k)
+    temperature = max(temperature, torch.finfo(logits.dtype).tiny)  # anything less would be 0 in this precision
     probabilities = torch.softmax((likeliest - likeliest[:, :1]) / temperature, dim=-1)
     return candidates.gather(-1, torch.multinomial(probabilities, 1, generator=generator))

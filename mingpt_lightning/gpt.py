@@ -31,9 +31,7 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, C = x.shape
-        q, k, v = (
-            self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
-        )  # 3 x (B, H, T, D)
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
@@ -141,10 +139,8 @@ class GPT(nn.Module):
         Raises UserError, naming both lengths, when T exceeds block_size.
         """
         T = tokens.shape[1]
-        if T > self.block_size:
-            raise UserError(
-                f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it."
-            )
+        if self.block_size < T:
+            raise UserError(f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it.")
         positions = torch.arange(T, device=tokens.device)
         x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
         for block in self.blocks:

@@ -45,15 +45,11 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
         self.gpt = gpt
-        self.optimizer = optimizer or partial(
-            torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True
-        )
+        self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.scheduler = scheduler or cosine
         self.tokenizer = tokenizer
         self.config = config or {}
-        self.train_loss: Tensor | None = (
-            None  # of the newest batch, detached; reading it may wait for the device
-        )
+        self.train_loss: Tensor | None = None  # of the newest batch, detached; reading it may wait for the device
         self.tokens_seen = 0  # in training, the masked ones included
         self.validated_step = 0  # optimizer steps before the newest validation
         self.window_tokens: Tensor | int = 0  # tokens with a loss since the last optimizer step
@@ -74,7 +70,7 @@ class LanguageModel(pl.LightningModule):
         loss = total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
         self.train_loss = loss.detach()
         self.tokens_seen += inputs.numel()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.log("train/loss", self.train_loss)
         windows = self.trainer.accumulate_grad_batches
         if windows == 1:
@@ -117,22 +113,56 @@ class LanguageModel(pl.LightningModule):
         self.sums = []
         total, tokens, right, sequences = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         loss = total / max(tokens, 1)
-        metrics = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
-        if self.tokenizer is not None and self.tokenizer.answer_length is not None:
-            metrics["exact_match"] = right / sequences
-        if isinstance(self.tokenizer, CharTokenizer):
-            metrics["bits_per_character"] = loss / math.log(2)
-        self.log_dict({f"{stage}/{name}": value for name, value in metrics.items()})
+        values = {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "exact_match": right / sequences,
+            "bits_per_character": loss / math.log(2),
+        }
+        self.log_dict({f"{stage}/{name}": values[name] for name in self.evaluation_metrics()})
+
+    def evaluation_metrics(self) -> list[str]:
+        """The metrics of val and test that this tokenizer gives a meaning to."""
+        exact = self.tokenizer is not None and self.tokenizer.answer_length is not None
+        characters = isinstance(self.tokenizer, CharTokenizer)
+        return ["loss", "perplexity"] + exact * ["exact_match"] + characters * ["bits_per_character"]
+
+    def metric_names(self) -> list[str]:
+        """Every metric that training logs and a callback can monitor."""
+        return ["train/loss", *(f"val/{name}" for name in self.evaluation_metrics())]
+
+    def solve(self, batch: Batch) -> list[tuple[str, bool]]:
+        """Each problem of a batch with the greedy answer, as people write it, and whether that is right.
+
+        By real generation; for tasks whose tokenizer has an `answer_length`.
+        """
+        assert self.tokenizer is not None and self.tokenizer.answer_length is not None  # noqa: PT018
+        inputs, targets = (tensor.to(self.device) for tensor in batch)
+        sequences = torch.cat([inputs, targets[:, -1:]], dim=1)
+        length = self.tokenizer.answer_length
+        completed = self.gpt.generate(sequences[:, :-length], length, temperature=0)
+        right = (completed == sequences).all(dim=1).tolist()
+        return list(zip(map(self.tokenizer.decode, completed.tolist()), right, strict=True))
+
+    def complete(self, prompt: str, max_new_tokens: int, num_samples: int = 1, **options: Any) -> list[str]:
+        """Samples of a prompt and its continuation, as text; options as for `generation.generate`.
+
+        An empty prompt starts after a line break that isn't shown: a GPT can't continue nothing.
+        """
+        assert self.tokenizer is not None
+        tokens = self.tokenizer.encode(prompt)
+        hidden = [] if tokens else [self.tokenizer.start_token]
+        rows = torch.tensor([hidden + tokens] * num_samples, device=self.device)
+        completed = self.gpt.generate(rows, max_new_tokens, **options)
+        return [self.tokenizer.decode(row[len(hidden) :]) for row in completed.tolist()]
 
     def configure_optimizers(self) -> Any:
         try:
             optimizer = self.optimizer(decay_groups(self.gpt))
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments."
-            ) from error
-        schedule = partial(self.scheduler, total_steps=self.total_steps())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+            raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
+        total = self.total_steps()
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduler(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def total_steps(self) -> int:
@@ -195,6 +225,7 @@ class LanguageModel(pl.LightningModule):
         ours = checkpoint[KEY]
         tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
         system = cls(GPT(**ours["gpt"]), tokenizer=tokenizer, config=ours["config"])
+        system.tokens_seen = ours["tokens_seen"]
         try:
             system.load_state_dict(checkpoint["state_dict"])
         except RuntimeError as error:

@@ -12,7 +12,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 
 
-def mix(values: np.ndarray, key: int | np.ndarray) -> np.ndarray:
+def mix(values: np.ndarray | int, key: int | np.ndarray) -> np.ndarray:
     """A 64-bit hash of each value under a key (one for all, or one each): uint64.
 
     Source: splitmix64, Steele et al. 2014, "Fast splittable pseudorandom number generators".
@@ -49,7 +49,7 @@ def shuffle_digits(digits: np.ndarray, base: int, key: int | np.ndarray) -> np.n
         for column in read.T:
             state = mix(column, state)
         for place, column in enumerate(changed.T):
-            column += (mix(np.uint64(place), state) % np.uint64(base)).astype(np.int64)
+            column += (mix(place, state) % np.uint64(base)).astype(np.int64)
             column %= base
     return digits
 

@@ -10,7 +10,6 @@ import re
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.callbacks import StopOnSignal, answers, console, continue_text
+from mingpt_lightning.callbacks import StopOnSignal, console
 from mingpt_lightning.checkpoint import KEY, Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
@@ -30,9 +29,6 @@ from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, n
 from mingpt_lightning.generation import check_sampling
 from mingpt_lightning.language_model import LanguageModel
 
-warnings.filterwarnings(
-    "ignore", message=".*LeafSpec.*", category=FutureWarning
-)  # Lightning 2.6 with torch 2.13
 for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
     logging.getLogger(name).setLevel(logging.WARNING)  # no tips
 
@@ -51,20 +47,21 @@ def fit(cfg: DictConfig) -> float | None:
     stop = StopOnSignal()
     callbacks = [build(node, f"callbacks.{name}") for name, node in cfg.callbacks.items() if node is not None]
     loggers = [build(node, f"logger.{name}") for name, node in cfg.logger.items() if node is not None]
+    for name, node in cfg.callbacks.items():
+        monitor = node and node.get("monitor", "val/loss")
+        if monitor and monitor not in system.metric_names():
+            known = nearest(monitor, system.metric_names())
+            raise UserError(f"there is no metric {monitor}", f"callbacks.{name}.monitor", known)
     if not loggers:
-        callbacks = [
-            c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)
-        ]  # it needs a logger
-    trainer = build_trainer(
-        cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False
-    )
+        callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]  # it needs a logger
+    trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False)
     console.print(
         f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads"
     )
     trainer.fit(system, datamodule=datamodule)
 
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
     steps, keeper = trainer.global_step, next((c for c in callbacks if isinstance(c, Checkpoint)), None)
     checkpoint = None
     if stop.received is None and system.validated_step != steps and len(datamodule.dataset("val")):
@@ -111,13 +108,12 @@ def evaluate(cfg: DictConfig, split: str) -> float | None:
     path, content = read_named(cfg)
     datamodule: SequenceDataModule = build(datamodule_of(content), "datamodule")
     system = LanguageModel.from_checkpoint(content)
-    if datamodule.tokenizer.state()["name"] != system.tokenizer.state()["name"] or (
-        datamodule.vocab_size,
-        datamodule.block_size,
-    ) != (system.gpt.config["vocab_size"], system.gpt.block_size):
-        what = "the data has another vocabulary or block size than the checkpoint"
+    gpt = system.gpt.config
+    if (datamodule.vocab_size, datamodule.block_size) != (gpt["vocab_size"], gpt["block_size"]):
+        what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
+        what += f"the checkpoint {gpt['vocab_size']} and {gpt['block_size']}"
         raise CheckpointError(what, "datamodule", "Leave out datamodule= to take the run's own data.")
-    trainer = build_trainer(cfg.trainer, system.gpt.config["n_embd"], callbacks=[], logger=False)
+    trainer = build_trainer(cfg.trainer, gpt["n_embd"], callbacks=[], logger=False)
     run = trainer.validate if split == "val" else trainer.test
     metrics = dict(run(system, datamodule=datamodule, verbose=False)[0])
     summary = {
@@ -146,13 +142,6 @@ def generate(cfg: DictConfig) -> None:
     check_sampling(temperature, cfg.top_k)
     max_new_tokens = cfg.max_new_tokens or length or 200
     require_positive(max_new_tokens=max_new_tokens)
-    if cfg.prompt is None and length:
-        example = answers(
-            system, build(datamodule_of(content), "datamodule").dataset("test")[torch.arange(1)]
-        )[0][0]
-        raise UserError(
-            "there is no problem to solve", "prompt", f"Give one; this model answers like {example!r}."
-        )
     prompt = "" if cfg.prompt is None else str(cfg.prompt)
     options = {
         "temperature": temperature,
@@ -160,21 +149,16 @@ def generate(cfg: DictConfig) -> None:
         "seed": cfg.seed,
         "num_samples": cfg.num_samples,
     }
-    texts = continue_text(system, prompt, max_new_tokens, **options)
+    texts = system.complete(prompt, max_new_tokens, **options)
     if cfg.output is None:
         sys.stdout.write("".join(text + "\n" for text in texts))
         return
     shown = len(system.tokenizer.decode(system.tokenizer.encode(prompt))) if prompt else 0
-    lines = [
-        json.dumps({"prompt": prompt, "completion": text[shown:]}, ensure_ascii=False) + "\n"
-        for text in texts
-    ]
+    lines = [json.dumps({"prompt": prompt, "completion": text[shown:]}, ensure_ascii=False) + "\n" for text in texts]
     try:
         Path(cfg.output).write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise ResourceError(
-            f"cannot write {cfg.output}: {error.strerror}", "output", "Choose another file."
-        ) from error
+        raise ResourceError(f"cannot write {cfg.output}: {error.strerror}", "output", "Choose another file.") from error
 
 
 TASKS: dict[str, Callable[[DictConfig], float | None]] = {
@@ -206,17 +190,18 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
         message = " ".join(str(error).split()) or type(error).__name__
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
             known = inspect.signature(get_class(node._target_)).parameters
-            raise UserError(
-                f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)
-            ) from error
+            raise UserError(f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)) from error
         if isinstance(error, ImportError):
             raise UserError(message, where, "Install what is missing, or choose another.") from error
-        raise UserError(message, where, "Correct its arguments.") from error
+        given = [item for item in HydraConfig.get().overrides.task if item.startswith(f"{where}.")]
+        raise UserError(message, ", ".join(given) or where, "Correct its arguments.") from error
 
 
 def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
     """The Trainer, with `precision: auto` decided by the device and the width of the model."""
     settings = node.copy()
+    if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
+        settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
     if settings.precision == "auto":
         settings.precision = fast_precision(settings.accelerator, n_embd)
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -253,9 +238,7 @@ def run_folder() -> Path:
 def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that the command line names: its path and its contents, with its project imported."""
     if cfg.checkpoint is None:
-        raise UserError(
-            f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE."
-        )
+        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE.")
     path = find_checkpoint(cfg.checkpoint)
     content = read_checkpoint(path)
     datamodule_class(content)
@@ -275,28 +258,25 @@ def datamodule_of(content: dict[str, Any]) -> DictConfig:
     """
     saved = content[KEY]["config"]
     overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
-    named = any(item.startswith("datamodule=") for item in overrides)
-    node = compose(
-        [*([] if named else [f"datamodule={saved['choices']['datamodule']}"]), *overrides]
-    ).datamodule
+    choice = f"datamodule={saved['choices']['datamodule']}"
+    other = any(item.startswith("datamodule=") and item != choice for item in overrides)
+    node = compose(overrides if other else [choice, *overrides]).datamodule
     given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
-    values = {} if named else saved["datamodule"]
+    values = {} if other else saved["datamodule"]
     for name, value in {**values, **content[KEY]["tokenizer"]["arguments"]}.items():
         if name in node and name not in given and not name.startswith("_"):
             node[name] = value
     return node
 
 
-def report(
-    summary: dict[str, Any], system: LanguageModel, datamodule: SequenceDataModule, run_dir: Path
-) -> None:
+def report(summary: dict[str, Any], system: LanguageModel, datamodule: SequenceDataModule, run_dir: Path) -> None:
     """The end of a run, for people."""
     metrics, tokenizer = summary["metrics"], datamodule.tokenizer
     console.print()
     split = "test" if "test/loss" in metrics else "val"
     if f"{split}/exact_match" in metrics:
         dataset = datamodule.dataset(split)  # type: ignore[arg-type]
-        results = answers(system, dataset[torch.arange(min(len(dataset), 1000))])
+        results = system.solve(dataset[torch.arange(min(len(dataset), 1000))])
         console.print(f"{split} exact match  {metrics[f'{split}/exact_match']:.1%}", style="bold")
         for name, kind in (("right", True), ("wrong", False)):
             texts = [text for text, right in results if right == kind][:3]
@@ -307,9 +287,7 @@ def report(
             bits = metrics.get(name.replace("loss", "bits_per_character"))
             extra = f"  ({bits:.4f} bits per character)" if bits is not None else ""
             console.print(f"{name}  {metrics[name]:.4f}{extra}")
-    console.print(
-        f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.1f} seconds"
-    )
+    console.print(f"{summary['steps']:,} steps, {summary['tokens']:,} tokens, {summary['seconds']:.1f} seconds")
     console.print(f"run folder  {run_dir}", markup=False)
     if summary["task"] == "fit" and summary["checkpoint"] and tokenizer is not None:
         prompt = "\n"

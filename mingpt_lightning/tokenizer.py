@@ -18,11 +18,12 @@ class Tokenizer(ABC):
     """Turns what people write into token ids, and back.
 
     name: what a checkpoint calls this class. answer_length: for a task with one right answer, the number of tokens in
-    it; None for open-ended text.
+    it; None for open-ended text. start_token: what an empty prompt starts from.
     """
 
     name: ClassVar[str]
     answer_length: int | None = None
+    start_token: int = 0
 
     def __init__(self, **arguments: Any):
         self.arguments = arguments
@@ -71,6 +72,7 @@ class CharTokenizer(Tokenizer):
         super().__init__(characters="".join(sorted(set(characters))), on_unknown=on_unknown)
         self.codes = code_points(self.arguments["characters"])
         self.on_unknown = on_unknown
+        self.start_token = max(self.arguments["characters"].find("\n"), 0)
         if on_unknown not in ("error", "skip") and (len(on_unknown) != 1 or on_unknown not in characters):
             fix = "Use error, skip, or one character of the vocabulary to put in its place."
             raise UserError(f"on_unknown={on_unknown!r} is not possible", "on_unknown", fix)

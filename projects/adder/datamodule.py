@@ -45,9 +45,7 @@ class AdderTokenizer(Tokenizer):
 
     def decode(self, tokens: Sequence[int]) -> str:
         n = self.ndigit
-        a, b, reversed_sum = (
-            "".join(map(str, part)) for part in (tokens[:n], tokens[n : 2 * n], tokens[2 * n :])
-        )
+        a, b, reversed_sum = ("".join(map(str, part)) for part in (tokens[:n], tokens[n : 2 * n], tokens[2 * n :]))
         return f"{int(a)}+{int(b)}=" + (str(int(reversed_sum[::-1])) if reversed_sum else "")
 
 

@@ -6,8 +6,8 @@ without replacement; validation and test read their part of the text once, in wi
 
 import codecs
 import hashlib
+import http.client
 import os
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -81,39 +81,28 @@ class CharDataModule(SequenceDataModule):
         if len(split) != 3 or min(split) < 0 or not split[0] or abs(sum(split) - 1) > 1e-6:
             fix = "Give the shares for training, validation and test, such as [0.9,0.05,0.05]."
             raise UserError(f"split={list(split)} does not add up to 1", "datamodule.split", fix)
-        file = (
-            Path(path).expanduser() if path is not None else fetch(url, sha256) if url is not None else None
-        )
+        file = Path(path).expanduser() if path is not None else fetch(url, sha256) if url is not None else None
         name = str(file or "the Python language reference")
         if characters is None:
-            characters = characters_of(
-                np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)]))
-            )
+            characters = characters_of(np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)])))
         self.tokenizer = CharTokenizer(characters, on_unknown)
+        if self.tokenizer.vocab_size < 2:
+            what = f"the vocabulary of {name} is {self.tokenizer.arguments['characters']!r}"
+            raise UserError(what, "datamodule", "Give at least two different characters; there is nothing to learn.")
         self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
         self.block_size = block_size
         first, second = int(split[0] * len(self.tokens)), int((split[0] + split[1]) * len(self.tokens) + 1e-6)
         self.bounds = {"train": (0, first), "val": (first, second), "test": (second, len(self.tokens))}
-        if self.tokenizer.vocab_size < 2:
-            raise UserError(f"{name} has one character only", "datamodule.path", "There is nothing to learn.")
         for part, share in zip(("train", "val", "test"), split, strict=True):
             length = self.bounds[part][1] - self.bounds[part][0]
             if share and length < block_size + 1:
-                what = (
-                    f"the {part} split of {name} has {length} characters, too few for block_size={block_size}"
-                )
-                fix = (
-                    f"Give more text, or block_size={length - 1} or less."
-                    if length > 1
-                    else "Give more text."
-                )
+                what = f"the {part} split of {name} has {length} characters, too few for block_size={block_size}"
+                fix = f"Give more text, or block_size={length - 1} or less." if length > 1 else "Give more text."
                 raise UserError(what, "datamodule", fix)
 
     def dataset(self, split: Split) -> WindowDataset:
         start, end = self.bounds[split]
-        return WindowDataset(
-            self.tokens[start:end], self.block_size, 1 if split == "train" else self.block_size
-        )
+        return WindowDataset(self.tokens[start:end], self.block_size, 1 if split == "train" else self.block_size)
 
 
 def read(file: Path | None) -> Iterator[str]:
@@ -126,25 +115,23 @@ def read(file: Path | None) -> Iterator[str]:
     if not file.is_file():
         reason = "is a folder" if file.is_dir() else "does not exist"
         raise UserError(f"{file.absolute()} {reason}", "datamodule.path", "Give the path of a text file.")
-    if not file.stat().st_size:
-        raise UserError(f"{file} is empty", "datamodule.path", "There is no text in it.")
-    decoder, read_so_far = codecs.getincrementaldecoder("utf-8-sig")(), 0
+    decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
     try:
         with file.open("rb") as stream:
+            if stream.read(3) != codecs.BOM_UTF8:
+                stream.seek(0)
+            if not stream.peek(1):
+                raise UserError(f"{file} is empty", "datamodule.path", "There is no text in it.")
             while data := stream.read(CHUNK):
-                pending = len(decoder.getstate()[0])
+                size = stream.tell()
                 if text := decoder.decode(data):
                     yield text
-                read_so_far += len(data)
-            pending, data = len(decoder.getstate()[0]), b""
             decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        what = f"{file} is not UTF-8: byte {read_so_far - pending + error.start}"
+    except UnicodeDecodeError as error:  # its `object` is the end of what was read
+        what = f"{file} is not UTF-8: byte {size - len(error.object) + error.start}"
         raise UserError(what, "datamodule.path", "Convert it, for example with iconv -t UTF-8.") from error
     except OSError as error:
-        raise UserError(
-            f"{file} cannot be read: {error.strerror}", "datamodule.path", "Check its rights."
-        ) from error
+        raise UserError(f"{file} cannot be read: {error.strerror}", "datamodule.path", "Check its rights.") from error
 
 
 def fetch(url: str, sha256: str | None) -> Path:
@@ -153,25 +140,21 @@ def fetch(url: str, sha256: str | None) -> Path:
     Raises ResourceError when it can't be had, naming the way out, and UserError when it isn't the file of that hash.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mingpt_lightning"
-    file = cache / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{url.rsplit('/', 1)[-1]}"
+    file = cache / f"{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:12]}-{url.rsplit('/', 1)[-1]}"
     if not file.exists():
         offline = "Download it by hand and give datamodule.path=FILE."
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 data = response.read()
-        except (urllib.error.URLError, OSError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, half of one, or no URL
             raise ResourceError(f"cannot fetch {url}: {error}", "datamodule.url", offline) from error
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(
-                f"{url} is not the expected file: its SHA-256 differs", "datamodule.sha256", offline
-            )
+            raise UserError(f"{url} is not the expected file: its SHA-256 differs", "datamodule.sha256", offline)
         try:
             cache.mkdir(parents=True, exist_ok=True)
             part = file.with_suffix(f".{os.getpid()}.part")
             part.write_bytes(data)
             part.replace(file)
         except OSError as error:
-            raise ResourceError(
-                f"cannot write {file}: {error.strerror}", "XDG_CACHE_HOME", offline
-            ) from error
+            raise ResourceError(f"cannot write {file}: {error.strerror}", "XDG_CACHE_HOME", offline) from error
     return file

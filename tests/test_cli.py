@@ -1,0 +1,336 @@
+"""The command line, run in this process by its own entry point; `cli` returns (exit code, stdout, stderr)."""
+
+import csv
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import yaml
+
+from mingpt_lightning import LanguageModel
+from mingpt_lightning.cli import main, quoted
+from mingpt_lightning.config import CONFIG_DIR
+
+ROOT = Path(__file__).parent.parent
+TINY = (
+    *("model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
+    *("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"),
+)
+CHARS = (
+    "datamodule=chargpt",
+    "datamodule.block_size=16",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+)
+
+
+@pytest.fixture
+def cli(tmp_path, monkeypatch, capsys):
+    """Runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py"), *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def summary(run: str = "run") -> dict:
+    return json.loads(Path(run, "summary.json").read_text())
+
+
+def test_fit_leaves_the_files_of_a_run(cli):
+    code, out, err = cli("run_dir=run", *TINY)
+    assert (code, out) == (0, "")
+    assert "exact match" in err
+    assert "task=generate checkpoint=run" in err
+    assert {f.name for f in Path("run").iterdir()} == {".hydra", "checkpoints", "metrics.csv", "summary.json"}
+    assert {f.name for f in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    result = summary()
+    assert set(result) == {"task", "metrics", "steps", "tokens", "seconds", "parameters", "checkpoint"}
+    assert {"train/loss", "val/loss", "val/exact_match", "test/loss", "test/exact_match"} <= set(result["metrics"])
+    assert (result["steps"], result["tokens"]) == (6, 6 * 64 * 6)
+    with open("run/metrics.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert any(row["val/loss"] for row in rows)
+
+
+def test_the_checkpoint_stands_alone(cli, tmp_path):
+    assert cli("run_dir=run", "datamodule.ndigit=1", *TINY)[0] == 0
+    content = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert content["mingpt_lightning"]["config"]["datamodule"]["ndigit"] == 1
+    code, out, _ = cli("task=generate", "checkpoint=run", "prompt=4+5")
+    assert code == 0
+    assert re.fullmatch(r"4\+5=\d+\n", out)
+    for task, split in (("test", "test"), ("validate", "val")):
+        code, out, _ = cli(f"task={task}", "checkpoint=run", f"run_dir={task}")
+        assert (code, out) == (0, "")
+        again = summary(task)["metrics"][f"{split}/loss"]
+        assert again == pytest.approx(summary()["metrics"][f"{split}/loss"], abs=1e-6)
+    assert LanguageModel.load_from_checkpoint("run").tokenizer.decode([4, 5, 9, 0]) == "4+5=9"
+
+
+def test_generate_writes_only_text_and_leaves_nothing_behind(cli):
+    assert cli("run_dir=run", *CHARS, *TINY)[0] == 0
+    before = set(Path().rglob("*"))
+    prompt = "It's: a, list = [x] "
+    code, out, err = cli("task=generate", "checkpoint=run", f"prompt={prompt}", "num_samples=2", "max_new_tokens=9")
+    assert (code, err) == (0, "")
+    assert out.startswith(prompt)
+    assert len(out) == 2 * (len(prompt) + 9 + 1)
+    assert set(Path().rglob("*")) == before
+    assert cli("task=generate", "checkpoint=run", f"prompt={prompt}", "num_samples=2", "max_new_tokens=9")[1] == out
+    code, again, _ = cli("task=generate", "checkpoint=run", f"prompt={prompt}", "max_new_tokens=9", "output=o.jsonl")
+    assert (code, again) == (0, "")
+    (line,) = map(json.loads, Path("o.jsonl").read_text().splitlines())
+    assert line["prompt"] == prompt
+    assert len(line["completion"]) == 9
+
+
+def test_chargpt_reads_a_file_and_keeps_its_vocabulary(cli):
+    Path("book, the first.txt").write_text("".join(chr(97 + i * i % 17) for i in range(3000)), encoding="utf-8")
+    assert cli("run_dir=run", *CHARS, "datamodule.path=book, the first.txt", *TINY)[0] == 0
+    assert "test/bits_per_character" in summary()["metrics"]
+    code, _, err = cli("task=generate", "checkpoint=run", "prompt=aé")
+    assert code == 2
+    assert "'é' (U+00E9)" in err
+    Path("other.txt").write_text("abcde" * 500 + "ü" + "abcde" * 500)
+    code, _, err = cli("task=test", "checkpoint=run", "datamodule=chargpt", "datamodule.path=other.txt")
+    assert code == 2
+    assert "'ü' (U+00FC)" in err
+    code, _, _ = cli(
+        "task=test",
+        "checkpoint=run",
+        "datamodule=chargpt",
+        "datamodule.path=other.txt",
+        "datamodule.on_unknown=a",
+        "run_dir=t",
+    )
+    assert code == 0
+
+
+def test_sweep_gives_each_job_a_folder_and_writes_a_table(cli):
+    code, _, err = cli("-m", "run_dir=sweep", "optimizer.lr=1e-3,1e-2", "seed=0,1", "logger=none", *TINY)
+    assert code == 0
+    with open("sweep/sweep.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["optimizer.lr"] for row in rows] == ["0.001", "0.001", "0.01", "0.01"]
+    for row in rows:
+        assert float(row["val/loss"]) == pytest.approx(summary(f"sweep/{row['job']}")["metrics"]["val/loss"])
+    assert len({row["val/loss"] for row in rows}) == 4
+    assert "sweep.csv" in err or "val/loss" in err
+
+
+def test_a_failed_job_does_not_stop_the_sweep(cli):
+    code, _, err = cli("-m", "run_dir=sweep", *TINY[2:], "model.n_layer=1", "model.n_head=3,2")
+    assert code == 2
+    assert "not divisible" in err
+    with open("sweep/sweep.csv") as stream:
+        first, second = csv.DictReader(stream)
+    assert first["val/loss"].startswith("failed")
+    assert float(second["val/loss"])
+
+
+def test_seed_zero_is_a_seed(cli):
+    losses = []
+    for run, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert cli(f"run_dir={run}", f"seed={seed}", *TINY)[0] == 0
+        losses.append(summary(run)["metrics"]["test/loss"])
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_everything_can_be_switched_off(cli):
+    switched_off = [
+        f"callbacks.{name}=null" for name in yaml.safe_load((CONFIG_DIR / "callbacks/default.yaml").read_text())
+    ]
+    code, _, _ = cli("run_dir=run", "logger=none", *switched_off, *TINY)
+    assert code == 0
+    assert {f.name for f in Path("run").iterdir()} == {".hydra", "summary.json"}
+    assert summary()["checkpoint"] is None
+    assert cli("run_dir=other", "callbacks=none", *TINY)[0] == 0
+
+
+def test_several_loggers_at_once(cli):
+    assert cli("run_dir=run", "logger=many", *TINY)[0] == 0
+    assert Path("run/metrics.csv").exists()
+    assert list(Path("run/tensorboard").glob("events*"))
+
+
+def test_trainer_options(cli):
+    code, _, err = cli("run_dir=run", *TINY[:3], "trainer=debug", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    assert code == 0, err
+    code, _, _ = cli("run_dir=epochs", *TINY[:3], "datamodule.ndigit=1", "trainer.max_epochs=2", "trainer.max_steps=-1")
+    assert code == 0
+    assert summary("epochs")["steps"] == 2  # 70 problems are one batch of 64 an epoch
+
+
+def test_optimizers_and_schedules(cli):
+    for number, choice in enumerate(("optimizer=sgd", "scheduler=linear", "scheduler=constant")):
+        assert cli(f"run_dir=run{number}", choice, *TINY)[0] == 0
+    assert cli("run_dir=adagrad", "optimizer=sgd", "optimizer._target_=torch.optim.Adagrad", "~optimizer.momentum",
+               "~optimizer.nesterov", *TINY)[0] == 0  # fmt: skip
+
+
+def test_every_trainer_argument_is_in_the_config():
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
+    ours = set(yaml.safe_load((CONFIG_DIR / "trainer/auto.yaml").read_text())) - {"_target_"}
+    assert ours == known
+
+
+BAD = [
+    (("model=gtp2",), 2, "Did you mean 'gpt2'?"),
+    (("model.n_layerr=4",), 2, "Did you mean 'n_layer'?"),
+    (("modle=gpt2",), 2, "Did you mean 'model'?"),
+    (("datamodule=sort", "datamodule.lenght=4"), 2, "Did you mean 'length'?"),
+    (("callbacks.early_stoping=null",), 2, "Did you mean 'early_stopping'?"),
+    (("experiment=nothing",), 2, "shakespeare_char"),
+    (("task=fly",), 2, "Choose one of: fit"),
+    (("+model.nlayer=3",), 2, "unknown key 'model.nlayer'"),
+    (("+colour=3",), 2, "unknown key 'colour'"),
+    (("trainer.max_steps=abc",), 2, "is not an integer"),
+    (("trainer.max_steps=1e3",), 2, "is not an integer"),
+    (("trainer.max_steps=1,2",), 2, "Add -m for a sweep"),
+    (("trainer.limit_val_batches=abc",), 2, "limit_val_batches"),
+    (("trainer.accelerator=abacus",), 2, "abacus"),
+    (("trainer.precision=12",), 2, "recision"),
+    (("model=5",), 2, "must be a string"),
+    (("model.n_embd=50",), 2, "Try n_embd=48 or 56"),
+    (("model.n_layer=0",), 2, "n_layer=0 is not a positive integer"),
+    (("model.n_head=-1",), 2, "n_head=-1"),
+    (("model.dropout=1.5",), 2, "[0, 1)"),
+    (("datamodule.batch_size=0",), 2, "batch_size=0"),
+    (("datamodule.ndigit=0",), 2, "Use 1 to 18"),
+    (("datamodule=sort", "datamodule.length=-2"), 2, "length=-2"),
+    (("seed=-1",), 2, "seed=-1"),
+    (("optimizer.lr=-1",), 2, "-1"),
+    (("+optimizer.speed=3",), 2, "speed"),
+    (("optimized_metric=val/beauty",), 2, "val/beauty"),
+    (("datamodule=chargpt", "datamodule.path=missing.txt"), 2, "missing.txt does not exist"),
+    (("datamodule=chargpt", "datamodule.path=empty.txt"), 2, "is empty"),
+    (("datamodule=chargpt", "datamodule.path=latin.txt"), 2, "is not UTF-8: byte 3"),
+    (("datamodule=chargpt", "datamodule.path=short.txt"), 2, "too few for block_size=64"),
+    (("datamodule=chargpt", "datamodule.path=."), 2, "is a folder"),
+    (("datamodule=chargpt", "datamodule.split=[0.5,0.1,0.1]"), 2, "does not add up to 1"),
+    (("datamodule=chargpt", "datamodule.block_size=0"), 2, "block_size=0"),
+    (("run_dir=file.txt",), 4, "file.txt"),
+    (("run_dir=full",), 2, "already holds a run"),
+    (("task=test",), 2, "needs a checkpoint"),
+    (("task=generate", "checkpoint=nowhere"), 3, "nowhere does not exist"),
+    (("task=generate", "checkpoint=garbage.ckpt"), 3, "cannot be read"),
+    (("task=generate", "checkpoint=empty.txt"), 3, "cannot be read"),
+    (("task=generate", "checkpoint=foreign.ckpt"), 3, "is not a checkpoint of mingpt_lightning"),
+    (("task=generate", "checkpoint=pickle.ckpt"), 3, "cannot be read"),
+    (("task=generate", "checkpoint=https://example.org/a.ckpt"), 3, "URL"),
+    (("task=generate", "checkpoint=."), 3, "holds no"),
+]
+
+
+class Canary:
+    def __reduce__(self):
+        return Path.touch, (Path("canary"),)
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD, ids=[" ".join(case[0]) for case in BAD])
+def test_a_mistake_is_one_line(cli, arguments, code, message):
+    Path("empty.txt").write_text("")
+    Path("latin.txt").write_bytes("abcé".encode("latin-1") * 999)
+    Path("short.txt").write_text("short but fine")
+    Path("file.txt").write_text("not a folder")
+    Path("garbage.ckpt").write_bytes(b"PK garbage" * 99)
+    Path("full/checkpoints").mkdir(parents=True)
+    Path("full/checkpoints/last.ckpt").write_bytes(b"precious")
+    torch.save({"weights": torch.zeros(3)}, "foreign.ckpt")
+    torch.save({"weights": Canary()}, "pickle.ckpt")
+    extra = TINY[3:] if arguments[0] in ("optimized_metric=val/beauty", "run_dir=file.txt") else ()
+    actual, out, err = cli(*arguments, *extra)
+    assert actual == code, err
+    assert message in err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in err
+    assert not Path("canary").exists()
+    assert Path("full/checkpoints/last.ckpt").read_bytes() == b"precious"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu(cli):
+    for arguments in (["trainer=gpu"], ["trainer.accelerator=gpu"]):
+        code, _, err = cli(*arguments)
+        assert code == 2
+        assert "there is no GPU here" in err
+
+
+def test_only_the_last_line_of_a_bad_config_is_for_the_user(cli):
+    """A mistake that can be seen in the config is answered before anything heavy is imported."""
+    for arguments in ("--help", "model=gtp2", "model.n_layerr=4", "trainer.max_steps=abc", "model.n_embd=50"):
+        code = (
+            "import sys; from mingpt_lightning.cli import main\n"
+            f"sys.argv = ['main.py', {arguments!r}]\n"
+            "try: main()\n"
+            "except SystemExit: pass\n"
+            "print(sorted({'torch', 'pytorch_lightning', 'transformers'} & set(sys.modules)))"
+        )
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run.stdout.splitlines()[-1] == "[]", arguments
+
+
+def test_help_is_a_page(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    for word in ("python main.py", "task=generate", "model: ", "experiment: ", "checkpoint=RUN", "Tab completion"):
+        assert word in out
+    assert len(out.splitlines()) < 60
+
+
+def test_tab_completion(cli):
+    env = {**os.environ, "COMP_LINE": "python main.py model=gpt2-", "COMP_POINT": "26", "_HYDRA_COMPLETION_": "1"}
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "-sc", "query=bash"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
+    assert "model=gpt2-medium" in run.stdout
+
+
+def test_quoting_takes_text_as_typed():
+    assert quoted("prompt=a, b") == "prompt='a, b'"
+    assert quoted("prompt=it's") == r"prompt='it\'s'"
+    assert quoted("prompt='already'") == "prompt='already'"
+    assert quoted("trainer.max_steps=5") == "trainer.max_steps=5"
+    assert quoted("prompt=null") == "prompt=null"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_everything_so_far(tmp_path, number):
+    arguments = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *TINY[:3], "trainer.max_steps=1000000"]
+    with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:  # training is under way when the first validation is reported
+            if line.startswith("step"):
+                break
+        process.send_signal(number)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + number
+    assert "Traceback" not in rest
+    assert "saved" in rest
+    result = json.loads((tmp_path / "run/summary.json").read_text())
+    content = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert content["global_step"] == result["steps"] > 0
+    assert LanguageModel.load_from_checkpoint(tmp_path / "run").gpt.block_size == 6
