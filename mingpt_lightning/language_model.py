@@ -171,10 +171,11 @@ class LanguageModel(pl.LightningModule):
         Lightning's own estimate makes the training loader too early, which breaks resuming (PL #20550).
         """
         trainer, limits = self.trainer, []
+        datamodule = getattr(trainer, "datamodule", None)
         if trainer.max_steps > 0:
             limits.append(trainer.max_steps)
-        if trainer.max_epochs is not None and trainer.max_epochs > 0 and hasattr(trainer, "datamodule"):
-            batches = len(trainer.datamodule.train_dataloader())
+        if trainer.max_epochs is not None and trainer.max_epochs > 0 and datamodule is not None:
+            batches = len(datamodule.train_dataloader())
             limit = trainer.limit_train_batches
             batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
             limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))

@@ -1,0 +1,136 @@
+"""From a config to the objects that it describes.
+
+The only place that calls Hydra's `instantiate`; what goes wrong in there is the config's fault, so it ends in one line.
+"""
+
+import inspect
+import re
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
+from mingpt_lightning.config import compose
+from mingpt_lightning.errors import UserError, nearest
+
+
+def build(node: Any, where: str, **arguments: Any) -> Any:
+    """The object that a section of the config describes: its `_target_`, called with its keys and `arguments`.
+
+    `_partial_: true` gives a partial. Raises UserError when the target can't be found or doesn't take the arguments.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{where} names no class", where, "Give it a _target_.")
+    try:
+        factory = instantiate(node, _convert_="all", _partial_=True)
+        return factory if node.get("_partial_") else factory(**arguments)
+    except (UserError, MemoryError):
+        raise
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, UserError):
+            raise cause from error
+        raise UserError(str(error).splitlines()[0], where, "Check its _target_ and arguments.") from error
+    except Exception as error:  # whatever the target says of its arguments: they come from the config
+        message = " ".join(str(error).split()) or type(error).__name__
+        if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
+            known = inspect.signature(get_class(node._target_)).parameters
+            raise UserError(f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)) from error
+        if isinstance(error, ImportError):
+            raise UserError(message, where, "Install what is missing, or choose another.") from error
+        given = [item for item in HydraConfig.get().overrides.task if item.startswith(f"{where}.")]
+        raise UserError(message, ", ".join(given) or where, "Correct its arguments.") from error
+
+
+def build_each(section: DictConfig, where: str) -> list[Any]:
+    """The objects of a section of named ones; those set to null are left out."""
+    return [build(node, f"{where}.{name!s}") for name, node in section.items() if node is not None]
+
+
+def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> list[pl.Callback]:
+    """The callbacks, none of which may monitor a metric that doesn't exist."""
+    for name, node in section.items():
+        if node is not None and (monitor := node.get("monitor")) and monitor not in metrics:
+            raise UserError(f"there is no metric {monitor}", f"callbacks.{name!s}.monitor", nearest(monitor, metrics))
+    callbacks = build_each(section, "callbacks")
+    if not logging:  # Lightning refuses to monitor the learning rate for nobody
+        callbacks = [item for item in callbacks if not isinstance(item, pl.callbacks.LearningRateMonitor)]
+    return callbacks
+
+
+def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
+    """The Trainer, with `precision: auto` decided by the device and the width of the model."""
+    settings = node.copy()
+    if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
+        settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
+    if settings.precision == "auto":
+        settings.precision = fast_precision(settings.accelerator, n_embd)
+    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
+    return build(settings, "trainer", **arguments)
+
+
+def fast_precision(accelerator: str, n_embd: int) -> str:
+    """bf16-mixed where the device has instructions for it and the matrices are wide enough to gain, else 32-true."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():
+        fast = False
+    else:
+        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if fast and n_embd >= 256 else "32-true"
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data for the checkpoint; without loggers, which may hold secrets."""
+    values = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(values, dict)
+    del values["logger"]
+    choices = {name: choice for name, choice in HydraConfig.get().runtime.choices.items() if "/" not in name}
+    return {**values, "choices": choices}
+
+
+def run_folder() -> Path:
+    """Where this run writes, seen from the working directory where that is shorter."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that the command line names: its path and its contents, with its project imported."""
+    if cfg.checkpoint is None:
+        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE.")
+    path = find_checkpoint(cfg.checkpoint)
+    content = read_checkpoint(path)
+    datamodule_class(content)
+    return path, content
+
+
+def datamodule_class(content: dict[str, Any]) -> type:
+    """The datamodule class of a checkpoint's run, by the name of its config: never by a class name in the file."""
+    choice = content[KEY]["config"]["choices"]["datamodule"]
+    return get_class(compose([f"datamodule={choice}"]).datamodule._target_)
+
+
+def datamodule_of(content: dict[str, Any]) -> DictConfig:
+    """The datamodule section of a checkpoint's run, with what the command line says of it on top.
+
+    Its vocabulary is the checkpoint's, also where the text is another one.
+    """
+    saved = content[KEY]["config"]
+    overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
+    choice = f"datamodule={saved['choices']['datamodule']}"
+    other = any(item.startswith("datamodule=") and item != choice for item in overrides)
+    node = compose(overrides if other else [choice, *overrides]).datamodule
+    given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
+    values = {} if other else saved["datamodule"]
+    for name, value in {**values, **content[KEY]["tokenizer"]["arguments"]}.items():
+        if name in node and name not in given and not name.startswith("_"):
+            node[name] = value
+    return node
