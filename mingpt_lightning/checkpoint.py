@@ -90,6 +90,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         due = trainer.global_step % self.every_n_train_steps == 0
         if due and trainer.global_step != self.saved_step:  # once, not at every batch of an accumulation window
+            self.saved_step = trainer.global_step
             self.save(trainer, "last.ckpt")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,7 +110,6 @@ class Checkpoint(pl.callbacks.Checkpoint):
 
     def save(self, trainer: pl.Trainer, name: str, weights_only: bool = False) -> None:
         """Write beside the target, then rename: a reader never sees half a file."""
-        self.saved_step = trainer.global_step
         part = self.dirpath / f"{name}.part"
         try:
             trainer.save_checkpoint(part, weights_only=weights_only)

@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # quickest for models of this size, and two runs of on
 
 @pytest.fixture(scope="session")
 def make_gpt() -> Callable[..., GPT]:
-    """Makes a small GPT in evaluation mode, the same one for the same arguments.
+    """Makes a small GPT, the same one for the same arguments.
 
     `scale` multiplies the initial weights: at 1 all logits are nearly equal, and no test could tell right from wrong.
     """
@@ -32,7 +32,7 @@ def make_gpt() -> Callable[..., GPT]:
             for weight in gpt.parameters():
                 if weight.dim() >= 2:
                     weight *= scale
-        return gpt.eval()
+        return gpt
 
     return make
 

@@ -41,7 +41,8 @@ class SortTokenizer(Tokenizer):
         return self.num_digits
 
     def encode(self, text: str) -> list[int]:
-        words = text.replace(",", " ").split() if re.search(r"[\s,]", text.strip()) else list(text.strip())
+        given = text.strip().removesuffix("->").strip()
+        words = re.split(r"[\s,]+", given) if re.search(r"[\s,]", given) else list(given)
         tokens = [int(word) for word in words if re.fullmatch(r"[0-9]+", word)]
         if len(tokens) != self.length or len(words) != self.length or max(tokens) >= self.num_digits:
             what = f"{text!r} is not {self.length} digits from 0 to {self.num_digits - 1}"

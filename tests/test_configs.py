@@ -1,0 +1,140 @@
+"""Every YAML of `configs/` makes what it promises, and every command of README can be typed as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from mingpt_lightning.build import build
+from mingpt_lightning.cli import quoted
+from mingpt_lightning.config import CONFIG_DIR
+from mingpt_lightning.datamodule import IGNORE, SequenceDataModule
+from mingpt_lightning.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parent.parent
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Composes the config of some overrides as the command line would."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+
+        def run(*overrides: str):
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+            OmegaConf.set_readonly(cfg, False)
+            OmegaConf.set_struct(cfg, False)
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+            HydraConfig.instance().set_config(cfg)
+            return cfg
+
+        yield run
+    HydraConfig.instance().cfg = None
+
+
+@pytest.mark.parametrize("name", choices("datamodule"))
+def test_datamodule_contract(config, name):
+    cfg = config(f"datamodule={name}", "datamodule.batch_size=5", "seed=3")
+    data = build(cfg.datamodule, "datamodule")
+    assert isinstance(data, SequenceDataModule)
+    assert data.vocab_size == data.tokenizer.vocab_size > 1
+    assert Tokenizer.from_state(data.tokenizer.state()).state() == data.tokenizer.state()
+    assert set(data.tokenizer.arguments) <= set(cfg.datamodule), "a checkpoint must be able to restore the vocabulary"
+
+    loader = data.train_dataloader()
+    batches = [batch for batch, _ in zip(loader, range(3), strict=False)]
+    again = build(cfg.datamodule, "datamodule").train_dataloader()
+    for (inputs, targets), (same_inputs, same_targets) in zip(batches, again, strict=False):
+        assert inputs.shape == targets.shape == (5, data.block_size)
+        assert inputs.dtype == targets.dtype == torch.int64
+        assert ((inputs >= 0) & (inputs < data.vocab_size)).all()
+        assert (((targets >= 0) & (targets < data.vocab_size)) | (targets == IGNORE)).all()
+        assert (targets != IGNORE).any(dim=1).all()
+        assert torch.equal(inputs[:, 1:][targets[:, :-1] != IGNORE], targets[:, :-1][targets[:, :-1] != IGNORE])
+        assert torch.equal(inputs, same_inputs)
+        assert torch.equal(targets, same_targets)
+    other = build(config(f"datamodule={name}", "datamodule.batch_size=5", "seed=4").datamodule, "datamodule")
+    assert not torch.equal(batches[0][0], next(iter(other.train_dataloader()))[0])
+
+    for split in ("val", "test"):
+        evaluation = data.evaluation_dataloader(split)
+        first, second = ([inputs for inputs, _ in evaluation] for _ in range(2))
+        assert sum(map(len, first)) == len(data.dataset(split))
+        assert all(map(torch.equal, first, second))
+        same = other.evaluation_dataloader(split)
+        assert all(torch.equal(a, b) for a, (b, _) in zip(first, same, strict=True)), "a split depends on the seed"
+
+    if data.tokenizer.answer_length is not None:
+        sequence = torch.cat([batches[0][0][0], batches[0][1][0, -1:]]).tolist()
+        prompt, whole = sequence[: -data.tokenizer.answer_length], data.tokenizer.decode(sequence)
+        assert data.tokenizer.encode(data.tokenizer.decode(prompt)) == prompt
+        assert whole.startswith(data.tokenizer.decode(prompt))
+
+
+@pytest.mark.parametrize("name", choices("model"))
+def test_models_build(config, name):
+    with torch.device("meta"):
+        gpt = build(config(f"model={name}").model, "model", vocab_size=10, block_size=6)
+    assert gpt(torch.zeros(2, 6, dtype=torch.long, device="meta")).shape == (2, 6, 10)
+
+
+@pytest.mark.parametrize("name", choices("optimizer"))
+def test_optimizers_step(config, name):
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = build(config(f"optimizer={name}").optimizer, "optimizer")([{"params": [weight]}])
+    weight.square().sum().backward()
+    optimizer.step()
+    assert weight.mean() < 1
+
+
+@pytest.mark.parametrize("name", choices("scheduler"))
+def test_schedules_are_factors(config, name):
+    schedule = build(config(f"scheduler={name}").scheduler, "scheduler")
+    assert all(0 <= schedule(step, 100) <= 1 for step in range(120))
+    assert max(schedule(step, 100) for step in range(100)) == 1
+
+
+@pytest.mark.parametrize("choice", [f"{g}={c}" for g in ("trainer", "callbacks", "logger", "task") for c in choices(g)])
+def test_other_groups_compose(config, choice):
+    assert OmegaConf.to_container(config(choice), resolve=False)
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+def test_experiments_compose_and_open_with_their_command(config, name):
+    assert config(f"experiment={name}")
+    assert (
+        f"# python main.py experiment={name}" in (CONFIG_DIR / f"experiment/{name}.yaml").read_text().splitlines()[:4]
+    )
+
+
+def commands() -> list[str]:
+    """The commands of README and of the projects' pages, placeholders filled in."""
+    pages = [ROOT / "README.md", *ROOT.glob("projects/*/README.md")]
+    found = {c for page in pages for c in re.findall(r"python main\.py[^`\n]*", page.read_text(encoding="utf-8"))}
+    return sorted(command.rstrip(")") for command in found if "-sc" not in command)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_readme_commands_compose(config, command):
+    arguments = [quoted(word) for word in shlex.split(command)[2:]]
+    if "--help" in arguments:
+        return
+    if "-m" in arguments:
+        arguments = [word.split(",")[0] for word in arguments if word != "-m"]
+    known = set(choices("task"))
+    cfg = config(*[word for word in arguments if word != "model=mine"])
+    assert cfg.task in known
+
+
+def test_readme_names_every_module():
+    tree = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "mingpt_lightning").glob("[!_]*.py"):
+        assert f"    {path.name} " in tree, path.name
