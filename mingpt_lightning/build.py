@@ -89,9 +89,11 @@ def fast_precision(accelerator: str, n_embd: int) -> str:
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """The resolved config as plain data for the checkpoint; without loggers, which may hold secrets."""
-    values = OmegaConf.to_container(cfg, resolve=True)
+    known = cfg.copy()
+    known.run_dir = HydraConfig.get().runtime.output_dir  # a sweep's jobs have folders of their own
+    del known.logger
+    values = OmegaConf.to_container(known, resolve=True)
     assert isinstance(values, dict)
-    del values["logger"]
     choices = {name: choice for name, choice in HydraConfig.get().runtime.choices.items() if "/" not in name}
     return {**values, "choices": choices}
 

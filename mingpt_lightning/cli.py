@@ -106,10 +106,14 @@ class SweepTable(Callback):
             return
         number = job_return.hydra_cfg.hydra.job.num
         result = f"failed: {FAILED[number]}" if number in FAILED else job_return._return_value
-        overrides = dict(item.split("=", 1) for item in job_return.overrides or [])
-        self.rows.append({"job": number, **overrides, str(config.optimized_metric): result})
+        overrides = {key: value for key, _, value in (item.partition("=") for item in job_return.overrides or [])}
+        folder = os.path.relpath(job_return.hydra_cfg.hydra.runtime.output_dir)
+        self.rows.append({"job": number, **overrides, str(config.optimized_metric): result, "run_dir": folder})
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        from rich.console import Console
+        from rich.table import Table
+
         if not self.rows:
             return
         names = list(dict.fromkeys(name for row in self.rows for name in row))
@@ -118,11 +122,10 @@ class SweepTable(Callback):
             writer = csv.DictWriter(stream, names)
             writer.writeheader()
             writer.writerows(self.rows)
-        texts = [names] + [
-            [f"{row.get(n):.4f}" if isinstance(row.get(n), float) else str(row.get(n, "")) for n in names]
-            for row in self.rows
-        ]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        for line in texts:
-            print("  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)), file=sys.stderr)
-        print(f"sweep folder  {file.parent}", file=sys.stderr)
+        table = Table(*names)
+        for row in self.rows:
+            values = [row.get(name, "") for name in names]
+            table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
+        console = Console(stderr=True)
+        console.print(table)
+        console.print(f"sweep folder  {file.parent}", markup=False)

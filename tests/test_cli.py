@@ -136,6 +136,15 @@ def test_sweep_gives_each_job_a_folder_and_writes_a_table(cli):
     assert "sweep.csv" in err or "val/loss" in err
 
 
+def test_the_table_of_a_sweep_says_where_each_job_is(cli):
+    assert cli("-m", "datamodule=adder,sort", *TINY)[0] == 0
+    (table,) = Path("runs").glob("*/*/sweep.csv")
+    with table.open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [Path(row["run_dir"]).parts[1] for row in rows] == ["adder", "sort"]
+    assert all(Path(row["run_dir"], "summary.json").exists() for row in rows)
+
+
 def test_a_failed_job_does_not_stop_the_sweep(cli):
     code, _, err = cli("-m", "run_dir=sweep", *TINY[2:], "model.n_layer=1", "model.n_head=3,2")
     assert code == 2
