@@ -68,6 +68,7 @@ def test_splits_are_the_parts_of_the_text_in_order(book: Path) -> None:
     datamodule = CharDataModule(str(book), block_size=8, split=[0.5, 0.3, 0.2])
     parts = [datamodule.dataset(split).tokens for split in ("train", "val", "test")]
     assert [len(part) for part in parts] == [450, 270, 180]
+    assert [len(datamodule.dataset(split)) for split in ("train", "val", "test")] == [442, 34, 23]  # every 8th, later
     assert datamodule.tokenizer.decode(np.concatenate(parts).tolist()) == TEXT
 
 
