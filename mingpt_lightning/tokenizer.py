@@ -107,7 +107,7 @@ class CharTokenizer(Tokenizer):
 
 def code_points(text: str) -> np.ndarray:
     """The Unicode code points of a text, uint32, without a Python object per character."""
-    return np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
 
 
 def characters_of(codes: Iterable[int]) -> str:

@@ -149,8 +149,10 @@ def test_the_mode_is_restored_after_an_error(make_gpt: MakeGPT) -> None:
 
 
 def test_no_gradient_is_kept(make_gpt: MakeGPT) -> None:
-    gpt = make_gpt()
-    assert not gpt.generate(PROMPTS, 2).requires_grad
+    gpt, kept = make_gpt(), []
+    gpt.register_forward_hook(lambda module, inputs, logits: kept.append(logits.requires_grad))
+    gpt.generate(PROMPTS, 2)
+    assert kept == [False, False]
     assert gpt(PROMPTS).requires_grad
 
 

@@ -121,6 +121,14 @@ def test_logged_losses_weigh_every_token_the_same(make_gpt: MakeGPT, make_traine
     assert [name.replace("test/", "val/") for name in test] == list(val)
 
 
+def test_each_evaluation_starts_from_nothing(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
+    system, one, other = LanguageModel(make_gpt()), random_batch([8, 8], seed=1), random_batch([5], seed=2)
+    for batch in (one, other, one):
+        total, number = by_hand(system.gpt, [batch])
+        (metrics,) = make_trainer(limit_val_batches=1.0).validate(system, datamodule=Batches(batch), verbose=False)
+        assert metrics["val/loss"] == pytest.approx(total.item() / number, rel=1e-5)
+
+
 def test_metrics_fit_the_task(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
     trainer, data = make_trainer(limit_val_batches=1.0), Batches(random_batch([3, 4]))
     for tokenizer, names in [
@@ -155,6 +163,14 @@ def test_a_batch_with_nothing_to_learn_has_loss_0(make_gpt: MakeGPT, make_traine
     assert difference(system, before) == 0
     (metrics,) = trainer.validate(system, Batches(nothing), verbose=False)
     assert metrics == {"val/loss": 0.0, "val/perplexity": 1.0}
+
+
+def test_weight_decay_goes_to_matrices_only(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
+    system = LanguageModel(make_gpt(), partial(torch.optim.SGD, lr=0.5, weight_decay=0.5), constant)
+    before = copy.deepcopy(system.gpt)
+    make_trainer(max_steps=1).fit(system, datamodule=Batches(random_batch([0])))  # no gradient, so decay alone
+    for (name, weight), old in zip(system.gpt.named_parameters(), before.parameters(), strict=True):
+        torch.testing.assert_close(weight, old * (0.75 if old.dim() >= 2 else 1.0), msg=name)
 
 
 # Accumulation

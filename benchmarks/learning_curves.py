@@ -1,0 +1,54 @@
+"""Draws the learning curves of some runs: the picture in README.
+
+    python benchmarks/learning_curves.py --adder RUN [RUN …] --shakespeare RUN [RUN …] --output assets/learning_curves.png
+
+Left, the exact match on the adder's validation split; right, the validation loss on tiny Shakespeare, with nanoGPT's
+for the same recipe as a line. Both against optimizer steps, read from each run's metrics.csv.
+"""
+
+import argparse
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+
+def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
+    """Optimizer steps and values of a metric, from a run folder."""
+    with (run / "metrics.csv").open() as stream:
+        points = [(int(row["step"]) + 1, float(row[metric])) for row in csv.DictReader(stream) if row.get(metric)]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adder", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--shakespeare", nargs="+", type=Path, default=[], metavar="RUN")
+    parser.add_argument("--nanogpt", type=float, help="nanoGPT's final loss on the whole validation split")
+    parser.add_argument("--output", type=Path, default=Path("assets/learning_curves.png"))
+    arguments = parser.parse_args()
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    for run in arguments.adder:
+        steps, values = curve(run, "val/exact_match")
+        left.plot(steps, [100 * value for value in values], marker="o", markersize=3, color="#1f6f8b", alpha=0.7)
+    left.set(title="python main.py, five seeds", xlabel="optimizer steps", ylabel="sums right, validation (%)")
+    left.set_ylim(0, 103)
+    for run in arguments.shakespeare:
+        steps, values = curve(run, "val/loss")
+        right.plot(steps, values, marker="o", markersize=3, color="#1f6f8b", label="this library")
+    if arguments.nanogpt is not None:
+        right.axhline(arguments.nanogpt, color="#b0413e", linestyle="--", label="nanoGPT after 2,000 steps")
+    right.set(title="experiment=shakespeare_char", xlabel="optimizer steps", ylabel="validation loss (nats/character)")
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(arguments.output, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
