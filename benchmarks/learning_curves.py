@@ -1,9 +1,9 @@
 """Draws the learning curves of some runs: the picture in README.
 
-    python benchmarks/learning_curves.py --adder RUN [RUN …] --shakespeare RUN [RUN …] --output assets/learning_curves.png
+    python benchmarks/learning_curves.py --adder RUN [RUN …] --shakespeare RUN [RUN …]
 
-Left, the exact match on the adder's validation split; right, the validation loss on tiny Shakespeare, with nanoGPT's
-for the same recipe as a line. Both against optimizer steps, read from each run's metrics.csv.
+Left, the exact match on the adder's validation split; right, the loss on tiny Shakespeare, with nanoGPT's final one
+as a line. Both against optimizer steps, read from each run's metrics.csv.
 """
 
 import argparse
@@ -37,11 +37,11 @@ def main() -> None:
     left.set(title="python main.py, five seeds", xlabel="optimizer steps", ylabel="sums right, validation (%)")
     left.set_ylim(0, 103)
     for run in arguments.shakespeare:
-        steps, values = curve(run, "val/loss")
-        right.plot(steps, values, marker="o", markersize=3, color="#1f6f8b", label="this library")
+        right.plot(*curve(run, "train/loss"), color="#1f6f8b", alpha=0.3, label="training batches")
+        right.plot(*curve(run, "val/loss"), "o-", color="#1f6f8b", label="whole validation split")
     if arguments.nanogpt is not None:
-        right.axhline(arguments.nanogpt, color="#b0413e", linestyle="--", label="nanoGPT after 2,000 steps")
-    right.set(title="experiment=shakespeare_char", xlabel="optimizer steps", ylabel="validation loss (nats/character)")
+        right.axhline(arguments.nanogpt, color="#b0413e", linestyle="--", label="nanoGPT after 2,000 steps, validation")
+    right.set(title="experiment=shakespeare_char", xlabel="optimizer steps", ylabel="loss (nats per character)")
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
