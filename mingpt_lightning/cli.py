@@ -3,9 +3,11 @@
 Nothing heavy is imported before the config is known to be good.
 """
 
+import contextlib
 import csv
 import os
 import re
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -69,10 +71,23 @@ def run(cfg: DictConfig) -> float | None:
             return TASKS[cfg.task](cfg)
     except UserError as error:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
+            discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
             fail(error)
         FAILED[HydraConfig.get().job.num] = error
         say(error)
         return None
+
+
+def discard_empty_run(folder: Path) -> None:
+    """A mistake leaves no run folder behind: remove one that has no file but Hydra's copy of the config."""
+    if not (folder / ".hydra").is_dir() or any(path.is_file() for path in folder.glob("[!.]*/**/*")):
+        return
+    if not any(path.is_file() for path in folder.iterdir()):
+        shutil.rmtree(folder)
+        if folder.parent.parent.name == "runs":
+            with contextlib.suppress(OSError):  # other runs are in there
+                folder.parent.rmdir()
+                folder.parent.parent.rmdir()
 
 
 def say(error: UserError) -> None:

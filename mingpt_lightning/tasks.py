@@ -25,6 +25,7 @@ from mingpt_lightning.build import (
     plain,
     read_named,
     run_folder,
+    set_threads,
 )
 from mingpt_lightning.callbacks import StopOnSignal, console
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
@@ -51,6 +52,7 @@ def fit(cfg: DictConfig) -> float | None:
     callbacks = build_callbacks(cfg.callbacks, system.metric_names(), logging=bool(loggers))
     stop = StopOnSignal()
     trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False)
+    set_threads(gpt.config["n_embd"])
     console.print(
         f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
         f"{torch.get_num_threads()} threads"

@@ -273,6 +273,7 @@ def test_a_mistake_is_one_line(cli, arguments, code, message):
     assert err.splitlines()[-1].startswith("error: ")
     assert "Traceback" not in err
     assert not Path("canary").exists()
+    assert not Path("runs").exists(), "a mistake leaves a run folder behind"
     assert Path("full/checkpoints/last.ckpt").read_bytes() == b"precious"
 
 
@@ -284,8 +285,8 @@ def test_no_gpu(cli):
         assert "there is no GPU here" in err
 
 
-def test_only_the_last_line_of_a_bad_config_is_for_the_user(cli):
-    """A mistake that can be seen in the config is answered before anything heavy is imported."""
+def test_a_bad_config_is_refused_before_anything_heavy_is_imported(tmp_path):
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for arguments in ("--help", "model=gtp2", "model.n_layerr=4", "trainer.max_steps=abc", "model.n_embd=50"):
         code = (
             "import sys; from mingpt_lightning.cli import main\n"
@@ -294,7 +295,9 @@ def test_only_the_last_line_of_a_bad_config_is_for_the_user(cli):
             "except SystemExit: pass\n"
             "print(sorted({'torch', 'pytorch_lightning', 'transformers'} & set(sys.modules)))"
         )
-        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=True
+        )
         assert run.stdout.splitlines()[-1] == "[]", arguments
 
 
