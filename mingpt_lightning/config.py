@@ -123,9 +123,8 @@ def keys_below(parent: str, overrides: list[str]) -> list[str]:
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
         for choices in ([item for item in overrides if re.fullmatch(r"[a-z]+=[^,]+", item)], []):
             try:
-                section = OmegaConf.select(hydra_compose("config", choices), parent or "@", default=None)
-                if parent == "":
-                    section = hydra_compose("config", choices)
+                cfg = hydra_compose("config", choices)
+                section = OmegaConf.select(cfg, parent) if parent else cfg
                 return list(map(str, section)) if isinstance(section, DictConfig) else []
             except HydraException:
                 continue
