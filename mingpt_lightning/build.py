@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
-from mingpt_lightning.errors import UserError, nearest
+from mingpt_lightning.errors import CheckpointError, UserError, nearest
 
 THREADS = torch.get_num_threads()
 
@@ -122,7 +122,8 @@ def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
         raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE.")
     path = find_checkpoint(cfg.checkpoint)
     content = read_checkpoint(path)
-    datamodule_class(content)
+    if "choices" in content[KEY]["config"]:  # a run of the command line, not of a notebook
+        datamodule_class(content)
     return path, content
 
 
@@ -138,6 +139,9 @@ def datamodule_of(content: dict[str, Any]) -> DictConfig:
     Its vocabulary is the checkpoint's, also where the text is another one.
     """
     saved = content[KEY]["config"]
+    if "choices" not in saved:
+        what = "the checkpoint does not say which data it was trained on"
+        raise CheckpointError(what, "checkpoint", "Evaluate it in Python, where it was written.")
     overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
     choice = f"datamodule={saved['choices']['datamodule']}"
     other = any(item.startswith("datamodule=") and item != choice for item in overrides)

@@ -14,7 +14,7 @@ from mingpt_lightning.gpt import GPT
 
 def check_sampling(temperature: float, top_k: int | None) -> None:
     """Raise UserError for a temperature or top_k that means nothing."""
-    if not (math.isfinite(temperature) and temperature >= 0):
+    if not isinstance(temperature, int | float) or not (math.isfinite(temperature) and temperature >= 0):
         raise UserError(f"temperature={temperature} is not a number of at least 0", "temperature", "0 is greedy.")
     if top_k is not None:
         require_positive(top_k=top_k)

@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from mingpt_lightning import LanguageModel
+from mingpt_lightning import GPT, CharTokenizer, LanguageModel
 from mingpt_lightning.cli import main, quoted
 from mingpt_lightning.config import CONFIG_DIR
 
@@ -246,6 +246,8 @@ BAD = [
     (("task=generate", "checkpoint=pickle.ckpt"), 3, "cannot be read"),
     (("task=generate", "checkpoint=https://example.org/a.ckpt"), 3, "URL"),
     (("task=generate", "checkpoint=."), 3, "holds no"),
+    (("task=generate", "checkpoint=python.ckpt", "prompt=a", "temperature=warm"), 2, "temperature=warm"),
+    (("task=test", "checkpoint=python.ckpt"), 3, "does not say which data"),
 ]
 
 
@@ -265,6 +267,10 @@ def test_a_mistake_is_one_line(cli, arguments, code, message):
     Path("full/checkpoints/last.ckpt").write_bytes(b"precious")
     torch.save({"weights": torch.zeros(3)}, "foreign.ckpt")
     torch.save({"weights": Canary()}, "pickle.ckpt")
+    system = LanguageModel(GPT(2, 4, n_layer=1, n_head=1, n_embd=4), tokenizer=CharTokenizer(characters="ab"))
+    ours: dict = {"state_dict": system.state_dict(), "global_step": 0}
+    system.on_save_checkpoint(ours)
+    torch.save(ours, "python.ckpt")
     extra = TINY[3:] if arguments[0] in ("optimized_metric=val/beauty", "run_dir=file.txt") else ()
     actual, out, err = cli(*arguments, *extra)
     assert actual == code, err
