@@ -5,7 +5,7 @@ without a traceback and exits with its `code`. Anything else that escapes is a b
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(ValueError):
@@ -53,12 +53,13 @@ def require_positive(**sizes: int) -> None:
             raise UserError(f"{name}={value} is not a positive integer", name, "Use 1 or more.")
 
 
-def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float = 0.0) -> None:
+def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float | Sequence[float] = 0.0) -> None:
     """Raise UserError for a GPT that cannot be built. Free of torch, so that a bad config is refused at once."""
     require_positive(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     if n_embd % n_head:
         below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
         near = f"{below} or {above}" if below else f"{above}"
         raise UserError(f"n_embd={n_embd} is not divisible by n_head={n_head}", "n_embd", f"Try n_embd={near}.")
-    if not 0 <= dropout < 1:
+    rates = [*dropout] if isinstance(dropout, Sequence) else [dropout] * 3
+    if len(rates) != 3 or not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"dropout={dropout} is not in [0, 1)", "dropout", "Use 0.0 to switch it off.")

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.config import CONFIG_DIR
-from mingpt_lightning.gpt import Block, CausalSelfAttention
+from mingpt_lightning.gpt import MLP, Block, CausalSelfAttention
 
 MakeGPT = Callable[..., GPT]
 
@@ -199,7 +199,8 @@ def test_dropout_reaches_the_embeddings_and_the_branches(make_gpt: MakeGPT) -> N
     gpt = make_gpt(dropout=nearly_all)
     assert not gpt(tokens_of(gpt)).any()  # nothing is left of the embeddings, and the norm's bias is 0
     x = torch.randn(2, 8, 16)
-    assert torch.equal(Block(n_embd=16, n_head=2, dropout=nearly_all)(x), x)  # only the residual stream is left
+    block = Block(CausalSelfAttention(16, 2), MLP(16), dropout=nearly_all)
+    assert torch.equal(block(x), x)  # only the residual stream is left
 
 
 def test_dropout_reaches_the_attention_weights() -> None:

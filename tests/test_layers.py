@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mingpt_lightning"
 
 LAYERS = [
-    {"errors", "shuffle", "gpt", "generation", "tokenizer", "optim"},
+    {"errors", "shuffle", "gpt", "cache", "generation", "tokenizer", "text", "hub", "pretrained", "optim"},
     {"language_model", "datamodule", "callbacks", "checkpoint"},
     {"config", "build", "tasks", "cli"},
 ]
