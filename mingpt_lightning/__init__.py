@@ -11,14 +11,15 @@ if TYPE_CHECKING:
     from mingpt_lightning.errors import UserError
     from mingpt_lightning.gpt import GPT
     from mingpt_lightning.language_model import LanguageModel
-    from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
+    from mingpt_lightning.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
-__all__ = ["GPT", "CharTokenizer", "LanguageModel", "SequenceDataModule", "Tokenizer", "UserError"]
+__all__ = ["GPT", "BPETokenizer", "CharTokenizer", "LanguageModel", "SequenceDataModule", "Tokenizer", "UserError"]
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "GPT": "gpt",
+    "BPETokenizer": "tokenizer",
     "CharTokenizer": "tokenizer",
     "LanguageModel": "language_model",
     "SequenceDataModule": "datamodule",

@@ -13,12 +13,15 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
+from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError, nearest
+from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.tokenizer import read_tokenizer
 
 THREADS = torch.get_num_threads()
 
@@ -43,7 +46,7 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
     except Exception as error:  # whatever the target says of its arguments: they come from the config
         message = " ".join(str(error).split()) or type(error).__name__
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
-            known = inspect.signature(get_class(node._target_)).parameters
+            known = inspect.signature(get_object(node._target_)).parameters
             raise UserError(f"unknown key '{where}.{unknown[1]}'", where, nearest(unknown[1], known)) from error
         if isinstance(error, ImportError):
             raise UserError(message, where, "Install what is missing, or choose another.") from error
@@ -88,15 +91,33 @@ def set_threads(n_embd: int) -> None:
     torch.set_num_threads(1 if n_embd < 128 and "OMP_NUM_THREADS" not in os.environ else THREADS)
 
 
+def device_for(accelerator: str) -> str:
+    """The device of a Trainer's `accelerator`, for work without a Trainer."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"
+
+
 def fast_precision(accelerator: str, n_embd: int) -> str:
     """bf16-mixed where the device has instructions for it and the matrices are wide enough to gain, else 32-true."""
-    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif accelerator in ("auto", "mps") and torch.backends.mps.is_available():
-        fast = False
-    else:
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    match device_for(accelerator):
+        case "cuda":
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        case "mps":
+            fast = False
+        case _:
+            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return "bf16-mixed" if fast and n_embd >= 256 else "32-true"
+
+
+def dtype_for(name: str, accelerator: str, n_embd: int) -> torch.dtype:
+    """The dtype of the weights for generation; "auto" is bfloat16 where training would use it."""
+    if name == "auto":
+        name = "bfloat16" if fast_precision(accelerator, n_embd) == "bf16-mixed" else "float32"
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in known:
+        raise UserError(f"dtype={name} is not possible", "dtype", nearest(str(name), ["auto", *known]))
+    return known[name]
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -119,12 +140,27 @@ def run_folder() -> Path:
 def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
     """The checkpoint that the command line names: its path and its contents, with its project imported."""
     if cfg.checkpoint is None:
-        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", "Give checkpoint=RUN_FOLDER_OR_FILE.")
+        fix = "Give checkpoint=RUN_FOLDER_OR_FILE, or model=gpt2-pretrained."
+        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", fix)
     path = find_checkpoint(cfg.checkpoint)
     content = read_checkpoint(path)
     if "choices" in content[KEY]["config"]:  # a run of the command line, not of a notebook
         datamodule_class(content)
     return path, content
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether a model section names weights that are there already."""
+    return isinstance(model, DictConfig) and "name" in model
+
+
+def read_system(cfg: DictConfig) -> LanguageModel:
+    """The model that the command line names, with its tokenizer: a checkpoint's or a pretrained one."""
+    if cfg.checkpoint is None and is_pretrained(cfg.model):
+        gpt = build(cfg.model, "model")
+        return LanguageModel(gpt, tokenizer=read_tokenizer(cfg.model.name, cfg.model.revision)).eval()
+    _, content = read_named(cfg)
+    return LanguageModel.from_checkpoint(content)
 
 
 def datamodule_class(content: dict[str, Any]) -> type:
@@ -133,8 +169,8 @@ def datamodule_class(content: dict[str, Any]) -> type:
     return get_class(compose([f"datamodule={choice}"]).datamodule._target_)
 
 
-def datamodule_of(content: dict[str, Any]) -> DictConfig:
-    """The datamodule section of a checkpoint's run, with what the command line says of it on top.
+def build_datamodule(content: dict[str, Any]) -> SequenceDataModule:
+    """The datamodule of a checkpoint's run, with what the command line says of it on top.
 
     Its vocabulary is the checkpoint's, also where the text is another one.
     """
@@ -147,8 +183,8 @@ def datamodule_of(content: dict[str, Any]) -> DictConfig:
     other = any(item.startswith("datamodule=") and item != choice for item in overrides)
     node = compose(overrides if other else [choice, *overrides]).datamodule
     given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
-    values = {} if other else saved["datamodule"]
-    for name, value in {**values, **content[KEY]["tokenizer"]["arguments"]}.items():
+    for name, value in ({} if other else saved["datamodule"]).items():
         if name in node and name not in given and not name.startswith("_"):
             node[name] = value
-    return node
+    vocabulary = content[KEY]["tokenizer"]["arguments"]  # not through the config, which would read "${" in it
+    return build(node, "datamodule", **{k: v for k, v in vocabulary.items() if k in node and k not in given})

@@ -18,9 +18,10 @@ class Cache:
     """
 
     def __init__(self, gpt: GPT, rows: int, size: int):
-        weight, heads = gpt.head.weight, gpt.config["n_head"]
+        weight, heads = gpt.token_embedding.weight, gpt.config["n_head"]
         shape = (gpt.config["n_layer"], 2, rows, heads, size, weight.shape[1] // heads)
-        self.memory = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        # Zeros, because what a row may not see counts 0 times, and 0 times whatever lies in fresh memory could be NaN.
+        self.memory = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.layers = [tuple(layer) for layer in self.memory]  # of (keys, values), each (B, H, size, D)
         self.lengths = [0] * rows  # tokens that are read
 

@@ -31,6 +31,9 @@ def find_checkpoint(path: str | Path) -> Path:
         for file in (path / folder / name for folder in ("checkpoints", "") for name in ("best.ckpt", "last.ckpt")):
             if file.is_file():
                 return file
+        if (path / "config.json").is_file():
+            fix = f"Use model=gpt2-pretrained model.name={path}."
+            raise CheckpointError(f"{path} is a model in Hugging Face's layout", "checkpoint", fix)
         raise CheckpointError(f"{path} holds no checkpoints/best.ckpt or last.ckpt", "checkpoint", "Name a run folder.")
     if not path.exists():
         near = sorted(map(str, path.parent.glob("*.ckpt"))) if path.parent.is_dir() else []

@@ -23,8 +23,11 @@ from omegaconf import DictConfig
 from mingpt_lightning.config import CONFIG_DIR, check, explain
 from mingpt_lightning.errors import UserError
 
-TEXT_KEYS = ("prompt", "checkpoint", "output", "run_dir", "datamodule.path")
+TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
 """Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
+
+LIST_KEYS = ("stop", "datamodule.path")
+"""Those of them that may also be a list, in brackets."""
 
 
 FAILED: dict[int, UserError] = {}
@@ -105,6 +108,8 @@ def quoted(argument: str) -> str:
     """An override of one of TEXT_KEYS in Hydra's quotes, anything else as it is."""
     key, equals, value = argument.partition("=")
     if not equals or key not in TEXT_KEYS or value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value):
+        return argument
+    if key in LIST_KEYS and value.startswith("["):
         return argument
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value).replace("${", "\\${")
     return f"{key}='{escaped}'"

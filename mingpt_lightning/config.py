@@ -125,7 +125,7 @@ def keys_below(parent: str, overrides: list[str]) -> list[str]:
             try:
                 cfg = hydra_compose("config", choices)
                 section = OmegaConf.select(cfg, parent) if parent else cfg
-                return list(map(str, section)) if isinstance(section, DictConfig) else []
+                return [str(key) for key in section if key != "_target_"] if isinstance(section, DictConfig) else []
             except HydraException:
                 continue
     return []

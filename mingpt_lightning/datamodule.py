@@ -5,7 +5,7 @@ function of (seed, step), so nothing is kept in memory that grows with the data,
 `SequenceDataModule` puts the two together; projects derive from it and say what the tokens mean.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, Protocol
 
 import numpy as np
@@ -33,6 +33,58 @@ class SequenceDataset(Protocol):
     def __getitem__(self, indices: Tensor) -> Batch:
         """The batch of these indices, (B,) int64 in [0, len)."""
         ...
+
+
+class WindowDataset:
+    """Windows of a text: (B,) indices -> two (B, block_size) tensors, the second one token ahead.
+
+    stride: how far apart windows start. 1 gives every window; block_size gives windows that don't overlap, the last
+    of which takes no loss for what the one before has already counted.
+    """
+
+    def __init__(self, tokens: np.ndarray, block_size: int, stride: int):
+        self.tokens = tokens
+        self.block_size = block_size
+        self.stride = stride
+        self.last = len(tokens) - block_size - 1  # where the last window starts
+
+    def __len__(self) -> int:
+        return 0 if self.last < 0 else -(-self.last // self.stride) + 1
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        wanted = indices * self.stride
+        starts = wanted.clamp(max=self.last)
+        windows = self.tokens[starts.numpy()[:, None] + np.arange(self.block_size + 1)]
+        sequence = torch.from_numpy(windows.astype(np.int64))
+        inputs, targets = sequence[:, :-1], sequence[:, 1:]
+        counted = (wanted - starts)[:, None]  # by the window before
+        if counted.any():
+            targets = targets.masked_fill(torch.arange(self.block_size) < counted, IGNORE)
+        return inputs, targets
+
+
+def check_split(split: Sequence[float]) -> None:
+    """Raise UserError for shares of training, validation and test that don't add up."""
+    if len(split) != 3 or min(split) < 0 or not split[0] or abs(sum(split) - 1) > 1e-6:
+        fix = "Give the shares for training, validation and test, such as [0.9,0.05,0.05]."
+        raise UserError(f"split={list(split)} does not add up to 1", "datamodule.split", fix)
+
+
+def split_bounds(
+    length: int, split: Sequence[float], block_size: int, name: str, unit: str
+) -> dict[Split, tuple[int, int]]:
+    """Where the splits of a text start and end, in order. Raises UserError for one that is too short for a window.
+
+    length: of the text, in tokens; `name` and `unit` are what the error calls it and them.
+    """
+    first, second = int(split[0] * length), int((split[0] + split[1]) * length + 1e-6)
+    bounds: dict[Split, tuple[int, int]] = {"train": (0, first), "val": (first, second), "test": (second, length)}
+    for (part, (start, end)), share in zip(bounds.items(), split, strict=True):
+        if share and end - start < block_size + 1:
+            what = f"the {part} split of {name} has {end - start} {unit}, too few for block_size={block_size}"
+            fix = f"Give more text, or block_size={end - start - 1} or less." if end - start > 1 else "Give more text."
+            raise UserError(what, "datamodule", fix)
+    return bounds
 
 
 class SequenceDataModule(pl.LightningDataModule):

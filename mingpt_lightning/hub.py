@@ -1,9 +1,23 @@
-"""Files of a pretrained model: from a local folder, or from the Hugging Face hub through its own cache."""
+"""Files of a pretrained model: from a local folder, or from the Hugging Face hub through its own cache.
 
+Notable: `.bin` files are read as plain data; nothing in a file is ever executed. It doesn't know what the files mean.
+"""
+
+import json
+import math
+import os
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WHERE, FIX = "model.name", "Choose a model in Hugging Face's layout, or fetch it again."
 
 
 class Repository:
@@ -14,26 +28,30 @@ class Repository:
 
     def __init__(self, name: str | Path, revision: str | None = None):
         self.name = str(name)
-        self.revision = revision
-        self.folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else None
-        if self.folder is None and not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", self.name):
-            kind = "is a file" if Path(name).expanduser().is_file() else "does not exist"
+        self.revision = None if revision is None else str(revision)
+        folder = os.path.expanduser(name)
+        self.folder = Path(folder) if os.path.isdir(folder) else None
+        if self.folder is None and not is_hub_id(self.name):
+            kind = "is a file" if os.path.isfile(folder) else "does not exist"
             raise CheckpointError(f"the folder {name} {kind}", "model.name", "Name a folder or a hub id such as gpt2.")
         if self.folder is not None and revision is not None:
             raise UserError(f"revision={revision} of a local folder", "revision", "It is for hub ids; leave it out.")
 
     def find(self, *names: str) -> Path | None:
-        """The first of these files that there is, downloaded where it must be; None if there is none.
+        """The first of these files that there is, downloaded if none is in the cache; None if there is none.
 
         Raises ResourceError when the hub can't be reached, CheckpointError when it knows no such model.
         """
-        for name in names:
-            if self.folder is not None:
-                if (self.folder / name).is_file():
-                    return self.folder / name
-            elif (path := self.download(name)) is not None:
-                return path
-        return None
+        if self.folder is not None:
+            return next((self.folder / name for name in names if (self.folder / name).is_file()), None)
+        from huggingface_hub.file_download import try_to_load_from_cache
+
+        cached = {name: try_to_load_from_cache(self.name, name, revision=self.revision) for name in names}
+        paths = [path for path in cached.values() if isinstance(path, str)]  # else unknown, or known to be absent
+        if paths:
+            return Path(paths[0])
+        downloads = (self.download(name) for name, path in cached.items() if path is None)
+        return next((path for path in downloads if path is not None), None)
 
     def require(self, *names: str) -> Path:
         """Like `find`, but raises CheckpointError when there is none."""
@@ -43,14 +61,24 @@ class Repository:
             raise CheckpointError(what, "model.name", "Name a folder in Hugging Face's layout, or a hub id.")
         return path
 
-    def download(self, name: str) -> Path | None:
-        """A file from the hub's cache, else from the hub; None if the repository hasn't got it."""
-        from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.file_download import _CACHED_NO_EXIST, try_to_load_from_cache
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights: one, or the shards that an index names, which must lie beside it."""
+        kinds = ("model.safetensors", "pytorch_model.bin")
+        path = self.require(*(name for kind in kinds for name in (kind, f"{kind}.index.json")))
+        if path.suffix != ".json":
+            return [path]
+        shards = read_json(path).get("weight_map")
+        names: list[Any] = [*shards.values()] if isinstance(shards, dict) and shards else [None]
+        for name in names:
+            if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
+                what = f"{path} keeps weights in {str(name)[:60]}, which is not a file of weights beside it"
+                raise CheckpointError(what, WHERE, FIX)
+        return [self.require(name) for name in sorted(set(names))]
 
-        cached = try_to_load_from_cache(self.name, name, revision=self.revision)
-        if cached is not None:
-            return None if cached is _CACHED_NO_EXIST else Path(str(cached))
+    def download(self, name: str) -> Path | None:
+        """A file from the hub; None if the repository hasn't got it."""
+        from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
         try:
             get_hf_file_metadata(hf_hub_url(self.name, name, revision=self.revision))  # fails at once, without retries
             return Path(hf_hub_download(self.name, name, revision=self.revision))
@@ -65,5 +93,84 @@ class Repository:
         except Exception as error:  # whatever the network, the disk or the hub has against it
             reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())
             what = f"cannot fetch {name} of {self.name}, which is not in {constants.HF_HUB_CACHE}: {reason}"
-            fix = f"Name a local folder, or run `hf download {self.name}` where there is a network; HF_HOME moves the cache."
+            fix = (
+                f"Name a local folder, or run `hf download {self.name}` where there is a network (HF_HOME: the cache)."
+            )
             raise ResourceError(what, "model.name", fix) from error
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether the hub could have a model of this name."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}", WHERE, FIX) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object", WHERE, FIX)
+    return content
+
+
+def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
+    """Name and value of each tensor in a file, the largest first. Keep a copy: those of safetensors lie in the file.
+
+    Raises CheckpointError for a `.safetensors` or `.bin` file that is damaged or holds anything but named tensors.
+    """
+    import torch
+    from safetensors import safe_open
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as file:
+                sizes = {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            for name in sorted(sizes, key=sizes.__getitem__, reverse=True):
+                with safe_open(path, "pt") as file:  # each time anew: what has been read is in memory until it closes
+                    yield name, file.get_tensor(name)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            for name, tensor in tensors.items():
+                plain = isinstance(tensor, torch.Tensor) and tensor.is_cpu and tensor.layout is torch.strided
+                if not isinstance(name, str) or not plain:
+                    raise TypeError(f"{str(name)[:60]} is not a tensor with a name")
+            for name in sorted(tensors, key=lambda name: tensors[name].numel(), reverse=True):
+                yield name, tensors.pop(name).detach()
+    except Exception as error:  # whatever such a file makes its reader raise
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} cannot be read: {reason}", WHERE, FIX) from error
+
+
+def write_file(path: Path, content: "str | dict[str, Any] | dict[str, Tensor]") -> None:
+    """Write text, tensors (`.safetensors`) or JSON beside the target, then rename: no reader sees half a file.
+
+    Raises ResourceError when that fails; what was there before is still there then.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            part.touch()
+            mode = part.stat().st_mode
+            save_file(content, part, metadata={"format": "pt"})  # type: ignore[arg-type]
+            part.chmod(mode)  # which is what the user's umask says, not private as save_file has it
+        else:
+            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+            part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink()
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ResourceError(f"cannot write {path}: {reason}", "folder", "Choose another folder.") from error

@@ -15,11 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
+from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, decay_groups, lr_for_width
-from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
+from mingpt_lightning.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 
 class LanguageModel(pl.LightningModule):
@@ -28,11 +29,13 @@ class LanguageModel(pl.LightningModule):
     gpt: the network. optimizer: makes an optimizer of parameter groups; None is AdamW as in nanoGPT. scheduler: maps
     (step, total steps) to a factor of the learning rate; None is warm-up and cosine. tokenizer: goes into the
     checkpoint; one with an `answer_length` adds the exact match to the metrics, one of characters the bits per
-    character. config: plain data for the checkpoint, never read here.
+    character, BPE the bits per byte. config: plain data for the checkpoint, never read here.
 
-    Logs train/loss, and for val and test loss, perplexity, exact_match and bits_per_character; losses are in nats per
-    token. A batch is (inputs, targets), both (B, T) int64; targets of -100 take no loss.
+    Logs train/loss, and for val and test loss, perplexity, exact_match, bits_per_character and bits_per_byte; losses
+    are in nats per token. A batch is (inputs, targets), both (B, T) int64; targets of -100 take no loss.
     """
+
+    byte_lengths: Tensor | None  # of each token, (V,) int64; None where tokens aren't bytes
 
     def __init__(
         self,
@@ -49,6 +52,8 @@ class LanguageModel(pl.LightningModule):
         self.scheduler = scheduler or cosine
         self.tokenizer = tokenizer
         self.config = config or {}
+        lengths = torch.from_numpy(tokenizer.byte_lengths) if isinstance(tokenizer, BPETokenizer) else None
+        self.register_buffer("byte_lengths", lengths, persistent=False)
         self.train_loss: Tensor | None = None  # of the newest batch, detached; reading it may wait for the device
         self.tokens_seen = 0  # in training, the masked ones included
         self.validated_step = 0  # optimizer steps before the newest validation
@@ -86,13 +91,16 @@ class LanguageModel(pl.LightningModule):
             self.window_tokens = 0
 
     def evaluate(self, batch: Batch) -> Tensor:
-        """Sums over a batch: loss in nats, tokens, sequences with every target right, sequences."""
+        """Sums over a batch: loss in nats, tokens, sequences with every target right, sequences, bytes of text."""
         inputs, targets = batch
         logits = self.gpt(inputs)
         total, tokens = self.loss_sum(logits, targets)
         # Greedy decoding goes wrong at the first target that is not the likeliest token, and only there.
         right = ((logits.argmax(dim=-1) == targets) | (targets == IGNORE)).all(dim=1)
-        return torch.stack([total, tokens, right.sum(), targets.new_tensor(len(targets))])
+        length = tokens  # where each token is one
+        if self.byte_lengths is not None:
+            length = (self.byte_lengths[targets.clamp(min=0)] * (targets != IGNORE)).sum()
+        return torch.stack([total, tokens, right.sum(), targets.new_tensor(len(targets)), length])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.sums.append(self.evaluate(batch))
@@ -111,13 +119,14 @@ class LanguageModel(pl.LightningModule):
         """Log the metrics of all batches since the last call."""
         sums = torch.stack(self.sums).cpu().double().sum(dim=0)
         self.sums = []
-        total, tokens, right, sequences = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        total, tokens, right, sequences, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         loss = total / max(tokens, 1)
         values = {
             "loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "exact_match": right / sequences,
             "bits_per_character": loss / math.log(2),
+            "bits_per_byte": total / math.log(2) / max(length, 1),
         }
         self.log_dict({f"{stage}/{name}": values[name] for name in self.evaluation_metrics()})
 
@@ -125,7 +134,8 @@ class LanguageModel(pl.LightningModule):
         """The metrics of val and test that this tokenizer gives a meaning to."""
         exact = self.tokenizer is not None and self.tokenizer.answer_length is not None
         characters = isinstance(self.tokenizer, CharTokenizer)
-        return ["loss", "perplexity"] + exact * ["exact_match"] + characters * ["bits_per_character"]
+        names = ["loss", "perplexity"] + exact * ["exact_match"] + characters * ["bits_per_character"]
+        return names + (self.byte_lengths is not None) * ["bits_per_byte"]
 
     def metric_names(self) -> list[str]:
         """Every metric that training logs and a callback can monitor."""
@@ -145,16 +155,10 @@ class LanguageModel(pl.LightningModule):
         return list(zip(map(self.tokenizer.decode, completed.tolist()), right, strict=True))
 
     def complete(self, prompt: str, max_new_tokens: int, num_samples: int = 1, **options: Any) -> list[str]:
-        """Samples of a prompt and its continuation, as text; options as for `generation.generate`.
-
-        An empty prompt starts after a line break that isn't shown: a GPT can't continue nothing.
-        """
+        """Samples of a prompt and its continuation, as text; options as for `completion.complete`."""
         assert self.tokenizer is not None
-        tokens = self.tokenizer.encode(prompt)
-        hidden = [] if tokens else [self.tokenizer.start_token]
-        rows = torch.tensor([hidden + tokens] * num_samples, device=self.device)
-        completed = self.gpt.generate(rows, max_new_tokens, **options)
-        return [self.tokenizer.decode(row[len(hidden) :]) for row in completed.tolist()]
+        samples = complete(self.gpt, self.tokenizer, [prompt] * num_samples, max_new_tokens, **options)
+        return [sample.prompt + sample.text for sample in samples]
 
     def configure_optimizers(self) -> Any:
         try:

@@ -1,4 +1,4 @@
-"""What the command line can do: fit, validate, test, generate; one function each.
+"""What the command line can do: fit, validate, test, generate, export; one function each.
 
 A task takes the composed config, does its work, and returns the number that a sweep compares (None if there is none).
 """
@@ -19,20 +19,22 @@ from omegaconf import DictConfig
 from mingpt_lightning.build import (
     build,
     build_callbacks,
+    build_datamodule,
     build_each,
     build_trainer,
-    datamodule_of,
+    is_pretrained,
     plain,
     read_named,
+    read_system,
     run_folder,
     set_threads,
 )
 from mingpt_lightning.callbacks import StopOnSignal, console
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.datamodule import SequenceDataModule
-from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, require_positive
-from mingpt_lightning.generation import check_sampling
+from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.prompts import generate
 
 for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
     logging.getLogger(name).setLevel(logging.WARNING)  # no tips
@@ -90,9 +92,16 @@ def test(cfg: DictConfig) -> float | None:
 def evaluate(cfg: DictConfig, split: str) -> float | None:
     """The metrics of a checkpoint on one split of its own data, or of the data that the command line names."""
     started, run_dir = time.perf_counter(), run_folder()
-    path, content = read_named(cfg)
-    datamodule: SequenceDataModule = build(datamodule_of(content), "datamodule")
-    system = LanguageModel.from_checkpoint(content)
+    if cfg.checkpoint is None and is_pretrained(cfg.model):
+        path, steps = None, 0
+        datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
+        gpt = build(cfg.model, "model", vocab_size=datamodule.vocab_size, block_size=datamodule.block_size)
+        system = LanguageModel(gpt, tokenizer=datamodule.tokenizer).eval()
+    else:
+        path, content = read_named(cfg)
+        steps = content["global_step"]
+        datamodule = build_datamodule(content)
+        system = LanguageModel.from_checkpoint(content)
     gpt = system.gpt.config
     if (datamodule.vocab_size, datamodule.block_size) != (gpt["vocab_size"], gpt["block_size"]):
         what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
@@ -102,39 +111,20 @@ def evaluate(cfg: DictConfig, split: str) -> float | None:
     run = trainer.validate if split == "val" else trainer.test
     metrics = dict(run(system, datamodule=datamodule, verbose=False)[0])
     task = "validate" if split == "val" else "test"
-    summarize(task, metrics, content["global_step"], path, started, run_dir, system, datamodule)
+    summarize(task, metrics, steps, path, started, run_dir, system, datamodule)
     return metrics.get(f"{split}/loss")
 
 
-def generate(cfg: DictConfig) -> None:
-    """Text from a checkpoint, on standard output or as JSON lines."""
-    require_positive(num_samples=cfg.num_samples)
-    _, content = read_named(cfg)
-    system = LanguageModel.from_checkpoint(content)
-    if system.tokenizer is None:
-        raise CheckpointError("the checkpoint has no tokenizer", "checkpoint", "Use GPT.generate in Python.")
-    length = system.tokenizer.answer_length
-    temperature = (0.0 if length else 1.0) if cfg.temperature is None else cfg.temperature
-    check_sampling(temperature, cfg.top_k)
-    max_new_tokens = cfg.max_new_tokens or length or 200
-    require_positive(max_new_tokens=max_new_tokens)
-    prompt = "" if cfg.prompt is None else str(cfg.prompt)
-    options = {
-        "temperature": temperature,
-        "top_k": cfg.top_k,
-        "seed": cfg.seed,
-        "num_samples": cfg.num_samples,
-    }
-    texts = system.complete(prompt, max_new_tokens, **options)
+def export(cfg: DictConfig) -> None:
+    """A folder that transformers and `GPT.from_pretrained` load."""
     if cfg.output is None:
-        sys.stdout.write("".join(text + "\n" for text in texts))
-        return
-    shown = len(system.tokenizer.decode(system.tokenizer.encode(prompt))) if prompt else 0
-    lines = [json.dumps({"prompt": prompt, "completion": text[shown:]}, ensure_ascii=False) + "\n" for text in texts]
-    try:
-        Path(cfg.output).write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise ResourceError(f"cannot write {cfg.output}: {error.strerror}", "output", "Choose another file.") from error
+        raise UserError("task=export needs a folder to write", "output", "Give output=FOLDER.")
+    folder = Path(cfg.output)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder", "output", "Choose another output=.")
+    system = read_system(cfg)
+    system.gpt.save_pretrained(folder, system.tokenizer)
+    console.print(f"exported    {folder}", markup=False)
 
 
 TASKS: dict[str, Callable[[DictConfig], float | None]] = {
@@ -142,6 +132,7 @@ TASKS: dict[str, Callable[[DictConfig], float | None]] = {
     "validate": validate,
     "test": test,
     "generate": generate,
+    "export": export,
 }
 
 
@@ -180,8 +171,8 @@ def summarize(
                 console.print(f"  {name}  {'   '.join(texts)}", markup=False)
     for name in ("val/loss", "test/loss"):
         if name in metrics:
-            bits = metrics.get(name.replace("loss", "bits_per_character"))
-            extra = f"  ({bits:.4f} bits per character)" if bits is not None else ""
+            units = {unit: metrics.get(name.replace("loss", f"bits_per_{unit}")) for unit in ("character", "byte")}
+            extra = "".join(f"  ({bits:.4f} bits per {unit})" for unit, bits in units.items() if bits is not None)
             console.print(f"{name}  {metrics[name]:.4f}{extra}")
     console.print(f"{steps:,} steps, {system.tokens_seen:,} tokens, {summary['seconds']:.1f} seconds")
     console.print(f"run folder  {run_dir}", markup=False)

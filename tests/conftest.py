@@ -1,6 +1,7 @@
-"""What the tests share: small GPTs, a quiet Trainer, and the one profile of all property tests."""
+"""What the tests share: small GPTs, a quiet Trainer, the command line, and the one profile of all property tests."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,14 @@ settings.register_profile("tests", max_examples=25, deadline=None, derandomize=T
 settings.load_profile("tests")
 
 torch.set_num_threads(1)  # quickest for models of this size, and two runs of one seed are equal to the last bit
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache folder for the tests alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +64,25 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
         return pl.Trainer(**quiet | arguments)
 
     return make
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line in an empty folder, in this process; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        from mingpt_lightning.cli import main
+
+        monkeypatch.setattr(sys, "argv", [str(Path(__file__).parent.parent / "main.py"), *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -14,11 +14,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingpt_lightning import CharTokenizer, Tokenizer, UserError
-from mingpt_lightning.datamodule import IGNORE
-from mingpt_lightning.errors import CheckpointError, ResourceError
-from projects.chargpt import datamodule as chargpt
-from projects.chargpt.datamodule import CharDataModule, WindowDataset, read
+from mingpt_lightning import UserError
+from mingpt_lightning import text as text_files
+from mingpt_lightning.datamodule import IGNORE, WindowDataset
+from mingpt_lightning.errors import ResourceError
+from mingpt_lightning.text import read_text
+from projects.chargpt.datamodule import CharDataModule
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 20
 
@@ -124,12 +125,12 @@ def test_characters_are_whole_wherever_a_chunk_ends(
     content = text.encode("utf-8-sig" if mark else "utf-8")
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chargpt, "CHUNK", chunk)
+        patch.setattr(text_files, "CHUNK", chunk)
         if content.decode("utf-8-sig"):
-            assert "".join(read(path)) == content.decode("utf-8-sig")
+            assert "".join(read_text(path)) == content.decode("utf-8-sig")
         else:
             with pytest.raises(UserError, match="empty"):
-                list(read(path))
+                list(read_text(path))
 
 
 @given(
@@ -146,15 +147,15 @@ def test_what_is_not_utf8_is_refused_at_its_byte(
     good = before.encode("utf-8-sig" if mark else "utf-8")
     path.write_bytes(good + bad + after.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chargpt, "CHUNK", chunk)
+        patch.setattr(text_files, "CHUNK", chunk)
         with pytest.raises(UserError, match=rf"text.txt is not UTF-8: byte {len(good)} .*iconv"):
-            list(read(path))
+            list(read_text(path))
 
 
 def test_a_long_text_is_read_in_pieces(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = CharDataModule(str(book), block_size=8)
-    monkeypatch.setattr(chargpt, "CHUNK", 7)
-    assert len(list(read(book))) > 100
+    monkeypatch.setattr(text_files, "CHUNK", 7)
+    assert len(list(read_text(book))) > 100
     in_pieces = CharDataModule(str(book), block_size=8)
     assert in_pieces.tokens.tolist() == whole.tokens.tolist()
     assert in_pieces.tokens.dtype == np.uint8  # a byte a token
@@ -201,42 +202,6 @@ def test_an_unknown_character_may_be_skipped_or_replaced(book: Path) -> None:
     assert text_of(skipped) == TEXT.replace("q", "")
     replaced = CharDataModule(str(book), characters=vocabulary, on_unknown="k", block_size=8)
     assert text_of(replaced) == TEXT.replace("q", "k")
-
-
-def test_a_prompt_with_unknown_characters_follows_the_policy() -> None:
-    with pytest.raises(UserError, match=r"never seen: '\\n' \(U\+000A\), '🤗' \(U\+1F917\) \(prompt\)"):
-        CharTokenizer("abc").encode("a🤗b\n")
-    assert CharTokenizer("abc", on_unknown="skip").encode("a🤗b\n") == [0, 1]
-    assert CharTokenizer("abc", on_unknown="c").encode("a🤗b\n") == [0, 2, 1, 2]
-
-
-@pytest.mark.parametrize("on_unknown", ["", "x", "ab", "ignore"])
-def test_an_unknown_policy_is_refused(on_unknown: str) -> None:
-    with pytest.raises(UserError, match=r"on_unknown=.*error, skip, or one character"):
-        CharTokenizer("abc", on_unknown=on_unknown)
-
-
-@given(text=st.text(max_size=50))
-def test_the_tokenizer_inverts_itself(text: str) -> None:
-    tokenizer = CharTokenizer(text + "a")
-    tokens = tokenizer.encode(text)
-    assert tokenizer.decode(tokens) == text
-    assert all(0 <= token < tokenizer.vocab_size for token in tokens)
-
-
-def test_the_tokenizer_survives_a_checkpoint() -> None:
-    again = Tokenizer.from_state(CharTokenizer("cab", on_unknown="skip").state())
-    assert isinstance(again, CharTokenizer)
-    assert again.encode("cxab") == [2, 0, 1]
-    with pytest.raises(CheckpointError, match="'nonsense' is not known"):
-        Tokenizer.from_state({"name": "nonsense", "arguments": {}})
-
-
-def test_a_large_vocabulary_takes_wider_tokens() -> None:
-    characters = "".join(map(chr, range(0x4E00, 0x4E00 + 300)))
-    tokens = CharTokenizer(characters).encode_array(characters)
-    assert tokens.dtype == np.uint16
-    assert tokens.tolist() == list(range(300))
 
 
 # Where the text comes from

@@ -35,7 +35,7 @@ BODIES = {
     "gpt-adder": 790_272,
     "gpt-pico": 2 * (12 * 64**2 + 13 * 64) + 2 * 64,
 }
-MODELS = sorted(path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml"))
+MODELS = sorted(path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml") if "pretrained" not in path.stem)
 
 
 def from_config(name: str, vocab_size: int, block_size: int) -> GPT:

@@ -18,8 +18,11 @@ from torch import Tensor
 from mingpt_lightning import GPT, CharTokenizer, LanguageModel, UserError
 from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.optim import constant, linear
+from mingpt_lightning.text import language_reference
+from mingpt_lightning.tokenizer import BPETokenizer
 from projects.adder.datamodule import AdderDataModule, AdderTokenizer
 from projects.sort.datamodule import SortDataModule
+from projects.text.datamodule import TextDataModule
 
 MakeGPT = Callable[..., GPT]
 MakeTrainer = Callable[..., pl.Trainer]
@@ -119,6 +122,74 @@ def test_logged_losses_weigh_every_token_the_same(make_gpt: MakeGPT, make_traine
     (test,) = trainer.test(system, datamodule=Batches(*batches), verbose=False)
     assert list(test.values()) == pytest.approx(list(val.values()))
     assert [name.replace("test/", "val/") for name in test] == list(val)
+
+
+@pytest.fixture(scope="module")
+def bpe() -> BPETokenizer:
+    """A small vocabulary of words and bytes."""
+    return BPETokenizer.train(language_reference(), 300)
+
+
+def test_bits_per_byte_are_all_bits_by_all_bytes(
+    make_gpt: MakeGPT, make_trainer: MakeTrainer, bpe: BPETokenizer
+) -> None:
+    system = LanguageModel(make_gpt(bpe.vocab_size), tokenizer=bpe)
+    rows = torch.tensor([bpe.encode("é🤗, the class<|endoftext|> definition of functions<|endoftext|>")[: T + 1]] * 3)
+    batches = []
+    for seed in range(3):
+        inputs, targets = rows[:, :-1].roll(seed, 1), rows[:, 1:].roll(seed, 1)
+        batches.append((inputs, targets.where(random_batch([8, 3, 0], seed)[1] != IGNORE, IGNORE)))
+    counted = [token for _, targets in batches for token in targets.flatten().tolist() if token != IGNORE]
+    size = sum(len(bpe.token_bytes[token]) for token in counted if token != bpe.end_of_text)
+    total, _ = by_hand(system.gpt, batches)
+    trainer = make_trainer(limit_val_batches=1.0, limit_test_batches=1.0)
+    for stage, run in (("val", trainer.validate), ("test", trainer.test)):
+        (metrics,) = run(system, datamodule=Batches(*batches), verbose=False)
+        assert metrics[f"{stage}/bits_per_byte"] == pytest.approx(total.item() / math.log(2) / size, rel=1e-5)
+        assert f"{stage}/bits_per_character" not in metrics
+
+
+def test_tokens_without_bytes_count_their_loss(make_gpt: MakeGPT, make_trainer: MakeTrainer, bpe: BPETokenizer) -> None:
+    system = LanguageModel(make_gpt(bpe.vocab_size), tokenizer=bpe)
+    tokens = torch.tensor([bpe.encode("a<|endoftext|>b")])
+    batch = tokens[:, :-1], tokens[:, 1:]
+    losses = -torch.log_softmax(system(batch[0]), dim=-1)[0].gather(1, batch[1].T)
+    (metrics,) = make_trainer(limit_val_batches=1.0).validate(system, datamodule=Batches(batch), verbose=False)
+    assert metrics["val/bits_per_byte"] == pytest.approx(losses.sum().item() / math.log(2), rel=1e-5)  # one byte, "b"
+
+
+def test_byte_lengths_are_no_part_of_the_weights(make_gpt: MakeGPT, bpe: BPETokenizer) -> None:
+    with_bytes = LanguageModel(make_gpt(bpe.vocab_size), tokenizer=bpe)
+    without = LanguageModel(make_gpt(bpe.vocab_size))
+    assert with_bytes.state_dict().keys() == without.state_dict().keys()
+    assert with_bytes.metric_names() == [*without.metric_names(), "val/bits_per_byte"]
+
+
+def test_the_loss_on_text_is_that_of_gpt2(make_trainer: MakeTrainer, bpe: BPETokenizer, tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = {"vocab_size": bpe.vocab_size, "n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    special = {"bos_token_id": bpe.end_of_text, "eos_token_id": bpe.end_of_text}
+    torch.manual_seed(0)
+    theirs = GPT2LMHeadModel(GPT2Config(**sizes, **special, initializer_range=0.3)).eval()
+    theirs.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "text.txt").write_text("".join(language_reference()[:4])[:3000], encoding="utf-8")
+    data = TextDataModule(
+        str(tmp_path / "text.txt"), **bpe.arguments, block_size=32, split=[0.6, 0.4, 0], cache_dir=str(tmp_path)
+    )
+    total, tokens = 0.0, 0
+    for inputs, targets in data.val_dataloader():
+        for row, labels in zip(inputs, targets, strict=True):
+            with torch.no_grad():
+                loss = theirs(row[None], labels=row[None], shift_labels=labels[None]).loss
+            number = int((labels != IGNORE).sum())
+            total, tokens = total + loss.item() * number, tokens + number
+    system = LanguageModel(GPT.from_pretrained(tmp_path / "gpt2"), tokenizer=bpe)
+    (metrics,) = make_trainer(limit_val_batches=1.0).validate(system, datamodule=data, verbose=False)
+    assert tokens == len(data.dataset("val").tokens) - 1
+    assert metrics["val/loss"] == pytest.approx(total / tokens, rel=1e-5)
+    size = bpe.byte_lengths[data.dataset("val").tokens[1:]].sum()
+    assert metrics["val/bits_per_byte"] == pytest.approx(total / math.log(2) / size, rel=1e-5)
 
 
 def test_each_evaluation_starts_from_nothing(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:

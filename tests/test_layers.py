@@ -12,9 +12,12 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "mingpt_lightning"
 
 LAYERS = [
-    {"errors", "shuffle", "gpt", "cache", "generation", "tokenizer", "text", "hub", "pretrained", "optim"},
+    {
+        *("errors", "shuffle", "optim", "gpt", "cache", "generation", "int8", "hub", "pretrained"),
+        *("text", "bpe", "tokenizer", "completion"),
+    },
     {"language_model", "datamodule", "callbacks", "checkpoint"},
-    {"config", "build", "tasks", "cli"},
+    {"config", "build", "prompts", "tasks", "cli"},
 ]
 TORCH, LIGHTNING, HYDRA = {"torch"}, {"pytorch_lightning", "lightning"}, {"hydra", "omegaconf"}
 FORBIDDEN = [LIGHTNING | HYDRA, HYDRA, set[str]()]  # for each layer

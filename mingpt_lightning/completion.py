@@ -1,0 +1,116 @@
+"""Text from a GPT: prompts in, completions out, as a whole or as they are made."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from mingpt_lightning.errors import UserError
+from mingpt_lightning.generation import Sampling, decode
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.tokenizer import Tokenizer
+
+
+class Completion(NamedTuple):
+    """A prompt as its tokenizer reads it, and what the GPT made of it."""
+
+    prompt: str
+    text: str
+
+
+def complete(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    use_cache: bool = True,
+    **sampling: Any,
+) -> list[Completion]:
+    """Continue texts, all of them in one batch; `sampling` as for `Sampling`.
+
+    An empty prompt starts from the tokenizer's start token, which isn't shown: a GPT can't continue nothing.
+    stop: a text ends with the first of these strings that it makes. stop_tokens: a text ends before the first of these
+    tokens; None takes the tokenizer's, which is its end of text, if it has one.
+    """
+    check_stop(stop)
+    shown = [tokenizer.encode(prompt) for prompt in prompts]
+    ends = set(tokenizer.stop_tokens if stop_tokens is None else stop_tokens)
+    new: list[list[int]] = [[] for _ in prompts]
+    going = set(range(len(prompts)))
+    open_ended = tokenizer.answer_length is None
+    reach = max((len(string.encode()) for string in stop if open_ended), default=0)  # no token is less than a byte
+    rows = [tokens or start(tokenizer) for tokens in shown]
+    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache):
+        values = column.tolist()
+        for row in tuple(going):
+            if values[row] in ends:
+                going.discard(row)
+                continue
+            new[row].append(values[row])
+            if reach and any(string in tokenizer.decode(new[row][-reach:]) for string in stop):
+                going.discard(row)
+        if not going:
+            break
+    texts = []
+    for prompt, tokens in zip(shown, new, strict=True):
+        before = tokenizer.decode(prompt) if prompt else ""
+        texts.append(Completion(before, until(tokenizer.decode([*prompt, *tokens])[len(before) :], stop)))
+    return texts
+
+
+def stream(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    stop_tokens: Sequence[int] | None = None,
+    use_cache: bool = True,
+    **sampling: Any,
+) -> Iterator[str]:
+    """The continuation of one text in pieces, as it is made, never half a character; options as for `complete`.
+
+    Joined, the pieces are the text that `complete` gives.
+    """
+    options = {"stop_tokens": stop_tokens, "use_cache": use_cache, **sampling}
+    check_stop(stop)
+    if tokenizer.answer_length is not None:  # these are read as a whole
+        yield complete(gpt, tokenizer, [prompt], max_new_tokens, stop=stop, **options)[0].text
+        return
+    ends = set(tokenizer.stop_tokens if stop_tokens is None else stop_tokens)
+    row = tokenizer.encode(prompt) or start(tokenizer)
+
+    def tokens() -> Iterator[int]:
+        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache):
+            if (token := int(column)) in ends:
+                return
+            yield token
+
+    tail, reach = "", max((len(string) for string in stop), default=1) - 1
+    for piece in tokenizer.stream(tokens()):
+        text = until(tail + piece, stop)
+        yield text[len(tail) :]
+        if len(text) < len(tail + piece) or text.endswith(tuple(stop)):
+            return
+        tail = text[-reach:] if reach else ""
+
+
+def start(tokenizer: Tokenizer) -> list[int]:
+    """What an empty prompt starts from. Raises UserError where there is no such token."""
+    if tokenizer.start_token is None:
+        raise UserError("the prompt is empty", "prompt", "This model can't start from nothing; give it some text.")
+    return [tokenizer.start_token]
+
+
+def check_stop(stop: Sequence[str]) -> None:
+    """Raise UserError for a stop string without a character."""
+    if "" in stop:
+        raise UserError("a stop string is empty", "stop", "Leave it out, or give at least one character.")
+
+
+def until(text: str, stop: Sequence[str]) -> str:
+    """The text up to the end of the stop string that ends first; all of it if it has none."""
+    ends = [place + len(string) for string in stop if (place := text.find(string)) >= 0]
+    return text[: min(ends, default=len(text))]

@@ -1,0 +1,249 @@
+"""GPT-2 in Hugging Face's layout: reading a folder or hub id into a GPT, and writing a folder that transformers loads.
+
+Notable: no transformers model is built, so reading takes little more memory than the weights. Whatever our GPT would
+compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite. It knows nothing
+of training, Lightning or transformers.
+
+Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaults these are.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
+
+if TYPE_CHECKING:
+    from mingpt_lightning.tokenizer import Tokenizer
+
+SIZES = {  # ours: theirs, their other name for it, their default
+    "vocab_size": ("vocab_size", "", 50257),
+    "block_size": ("n_positions", "max_position_embeddings", 1024),
+    "n_layer": ("n_layer", "num_hidden_layers", 12),
+    "n_head": ("n_head", "num_attention_heads", 12),
+    "n_embd": ("n_embd", "hidden_size", 768),
+    "n_inner": ("n_inner", "", None),
+}
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+ACTIVATIONS = {  # theirs: ours; of several for one of ours, the first is what we write
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+ONLY = {  # the one value of a setting that our GPT computes
+    "model_type": "gpt2",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "quantization_config": None,
+}
+PARTS = {  # of a parameter's name: ours to theirs
+    "token_embedding": "wte",
+    "position_embedding": "wpe",
+    "blocks": "h",
+    "norm_1": "ln_1",
+    "norm_2": "ln_2",
+    "norm": "ln_f",
+    "qkv": "c_attn",
+    "fc": "c_fc",
+    "proj": "c_proj",
+}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+WHERE, FIX = "model.name", "Choose a GPT-2 language model in Hugging Face's layout."
+CARD = """A GPT-2 written by mingpt-lightning: {n_parameters:,} parameters,
+n_layer={n_layer}, n_head={n_head}, n_embd={n_embd}, vocab_size={vocab_size}, block_size={block_size}.
+
+```python
+model = transformers.AutoModelForCausalLM.from_pretrained("path/of/this/folder")
+gpt = mingpt_lightning.GPT.from_pretrained("path/of/this/folder")
+```
+"""
+
+
+def from_pretrained(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    vocab_size: int | None = None,
+    block_size: int | None = None,
+    dropout: float | Sequence[float] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> GPT:
+    """A GPT with the weights of a GPT-2, in evaluation mode.
+
+    name: a folder in Hugging Face's layout or a hub id. revision: a branch, tag or commit on the hub.
+    vocab_size: more tokens than it has; see `GPT.grow_vocabulary`. block_size: fewer positions than it has.
+    dropout: instead of what its config says. dtype: of the weights, whatever the files hold.
+
+    Raises CheckpointError, naming file and key or tensor, for files that are missing, damaged, or not a GPT-2 that our
+    GPT computes exactly; ResourceError when the hub cannot be reached; UserError for a change that cannot be made.
+    """
+    repository = Repository(name, revision)
+    arguments = gpt_arguments(repository.require("config.json"))
+    tokens = arguments["vocab_size"]
+    if vocab_size is not None and vocab_size < tokens:
+        fix = f"Give the data the tokenizer of the model: datamodule=text datamodule.tokenizer={name}"
+        raise UserError(f"{name} has {tokens} tokens and the data has {vocab_size}", "datamodule", fix)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype={dtype} cannot hold weights", "dtype", "Use torch.float32 or torch.bfloat16.")
+    with torch.device("meta"), NoInit():  # shapes without memory; the weights take their places below
+        gpt = GPT(**arguments if dropout is None else arguments | {"dropout": dropout})
+    weights = read_weights(repository, gpt, dtype)
+    gpt.load_state_dict(weights | {"head.weight": weights["token_embedding.weight"]}, assign=True)
+    gpt.head.weight = gpt.token_embedding.weight  # which assigning has separated
+    if block_size is not None and block_size != gpt.block_size:
+        gpt.crop_block_size(block_size)
+    if vocab_size is not None and vocab_size != tokens:
+        gpt.grow_vocabulary(vocab_size)
+    return gpt.eval()
+
+
+class NoInit(TorchFunctionMode):
+    """Layers keep their initial weights undrawn. Drawing on the meta device has torch import 70 MB of its compiler."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return None if getattr(function, "__name__", "") == "normal_" else function(*args, **kwargs or {})
+
+
+def gpt_arguments(path: Path) -> dict[str, Any]:
+    """What a config.json means for the constructor of GPT. Raises CheckpointError for what that cannot express."""
+    config = read_json(path)
+
+    def take(key: str, default: Any, usable: Callable[[Any], bool], rule: str, alias: str = "") -> Any:
+        values = [config[name] for name in (key, alias) if name in config] or [default]
+        for value in values:
+            if value != values[0] or not (value is default or usable(value)):
+                raise CheckpointError(f"{path} has {key}={str(value)[:60]}, and this GPT takes {rule}", WHERE, FIX)
+        return values[0]
+
+    def is_size(value: Any) -> bool:
+        return type(value) is int and 0 < value < 2**24  # a bool is no size
+
+    def is_rate(value: Any) -> bool:
+        return type(value) in (int, float) and 0 <= value < 1
+
+    for key, value in ONLY.items():
+        take(key, value, [value].__contains__, f"{key}={value} only")
+    size, rate, known = "one positive integer", "a number in [0, 1)", f"one of {', '.join(ACTIVATIONS)}"
+    sizes = {ours: take(key, default, is_size, size, alias) for ours, (key, alias, default) in SIZES.items()}
+    dropout = [take(key, 0.1, is_rate, rate) for key in DROPOUTS]
+    activation = take("activation_function", "gelu_new", [*ACTIVATIONS].__contains__, known)
+    try:
+        check_gpt_sizes(sizes["n_layer"], sizes["n_head"], sizes["n_embd"])
+    except UserError as error:
+        raise CheckpointError(f"{path}: {error.what}", WHERE, FIX) from error
+    return {
+        **sizes,
+        "dropout": dropout if len(set(dropout)) > 1 else dropout[0],
+        "activation": ACTIVATIONS[activation],
+        "norm_eps": take("layer_norm_epsilon", 1e-5, is_rate, rate),
+    }
+
+
+def their_name(name: str) -> str:
+    """Hugging Face's name for one of our parameters: blocks.0.attn.qkv.weight is h.0.attn.c_attn.weight."""
+    return ".".join(PARTS.get(part, part) for part in name.split("."))
+
+
+def turned(name: str, weight: Tensor) -> Tensor:
+    """The other side's view of a weight: its Conv1D keeps a linear layer's matrix transposed. name: ours."""
+    return weight.T if name.endswith(("qkv.weight", "fc.weight", "proj.weight")) else weight
+
+
+def read_weights(repository: Repository, gpt: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The weights of a repository under our names, each in memory of its own; `gpt` tells names and shapes.
+
+    Raises CheckpointError that lists what is missing, unknown, misshapen, not finite, or stored twice and different.
+    """
+    likes = {their_name(name): (name, turned(name, like).shape) for name, like in gpt.named_parameters()}
+    weights: dict[str, Tensor] = {}
+    seen: dict[str, str] = {}  # our name to the one in the file
+    problems = []
+    for path in repository.weight_files():
+        for stored, tensor in read_tensors(path):
+            theirs = stored.removeprefix("transformer.")
+            if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", theirs):  # old files hold their causal masks
+                continue
+            name, shape = likes.get("wte.weight" if theirs == "lm_head.weight" else theirs, ("", None))
+            if shape is None:
+                problems.append(f"{stored} is unknown")
+            elif tensor.shape != shape or tensor.dtype not in DTYPES:
+                problems.append(f"{stored} is {tensor.dtype} {list(tensor.shape)}, not {list(shape)}")
+            elif name not in weights:
+                taken = None if path.suffix == ".safetensors" else {other.data_ptr() for other in weights.values()}
+                weights[name] = own(turned(name, tensor), dtype, taken)
+                if not all(map(math.isfinite, weights[name].aminmax())):  # takes no memory, unlike isfinite
+                    problems.append(f"{stored} holds NaN or infinity")
+            elif not torch.equal(weights[name], turned(name, tensor).to(dtype)):
+                problems.append(f"{seen[name]} and {stored} differ")
+            seen[name] = stored
+    problems += [f"{theirs} is missing" for theirs, (name, _) in likes.items() if name not in seen]
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        what = f"the weights of {repository.name} are not those of its config.json: {'; '.join(problems[:3])}{more}"
+        raise CheckpointError(what, WHERE, FIX)
+    return weights
+
+
+def own(tensor: Tensor, dtype: torch.dtype, taken: set[int] | None) -> Tensor:
+    """The tensor as a weight: itself if it can be one and has its memory to itself, else a copy.
+
+    taken: the addresses of other weights; None for a tensor that lies in a file.
+    """
+    alone = taken is not None and tensor.data_ptr() not in taken
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone and whole and tensor.dtype == dtype else torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+
+
+def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
+    """Write a folder that `from_pretrained` and transformers load; with a tokenizer, AutoTokenizer loads that too.
+
+    Each file appears whole or not at all, and config.json last. A README.md that is there already is kept.
+    Raises ResourceError when the folder cannot be written, UserError for an activation that transformers lacks.
+    """
+    folder, ours = Path(folder), gpt.config
+    activations = [name for name, activation in ACTIVATIONS.items() if activation == ours["activation"]]
+    if not activations:
+        what = f"transformers has no activation={ours['activation']}"
+        raise UserError(what, "activation", f"It has: {', '.join(sorted(set(ACTIVATIONS.values())))}.")
+    library = tokenizer.hugging_face() if tokenizer else None
+    end = getattr(tokenizer, "end_of_text", None)
+    ends = {"bos_token_id": end, "eos_token_id": end}
+    if not (folder / "README.md").exists():
+        write_file(folder / "README.md", CARD.format(**ours, n_parameters=gpt.n_parameters))
+    write_file(folder / "generation_config.json", ends)
+    if library is not None:
+        text = None if end is None else library.id_to_token(end)
+        options = {"model_max_length": ours["block_size"], "clean_up_tokenization_spaces": False}
+        options |= {"bos_token": text, "eos_token": text, "unk_token": text}
+        write_file(folder / "tokenizer.json", library.to_str(pretty=True))
+        write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
+    theirs = {their_name(name): turned(name, weight.detach()) for name, weight in gpt.named_parameters()}
+    weights = {f"transformer.{name}": weight.contiguous() for name, weight in theirs.items()}
+    write_file(folder / "model.safetensors", weights)
+    dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        **{key: value for key, value in ONLY.items() if value is not None},
+        **{key: ours[name] for name, (key, _, _) in SIZES.items()},
+        **dict(zip(DROPOUTS, dropout, strict=True)),
+        "activation_function": activations[0],
+        "layer_norm_epsilon": ours["norm_eps"],
+        **ends,
+        "dtype": str(gpt.head.weight.dtype).removeprefix("torch."),
+    }
+    write_file(folder / "config.json", config)

@@ -1,0 +1,153 @@
+"""task=generate: prompts from the command line, a file or the keyboard; text to standard output or to a file."""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from mingpt_lightning.build import device_for, dtype_for, read_system, set_threads
+from mingpt_lightning.callbacks import console
+from mingpt_lightning.cli import say
+from mingpt_lightning.completion import check_stop, complete, stream
+from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, require_positive
+from mingpt_lightning.generation import Sampling
+from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.text import read_text
+
+ROWS = 16
+"""How many texts are made at once: on a CPU this many take little longer than one."""
+
+
+def generate(cfg: DictConfig) -> None:
+    """Text from a checkpoint or a pretrained model, on standard output or as JSON lines."""
+    require_positive(num_samples=cfg.num_samples)
+    prompts, stop = read_prompts(cfg), stop_strings(cfg.stop)
+    check_stop(stop)
+    sampling = {name: cfg[name] for name in Sampling._fields if cfg[name] is not None}
+    Sampling(**sampling).check()
+    system = read_system(cfg)
+    if system.tokenizer is None:
+        raise CheckpointError("the checkpoint has no tokenizer", "checkpoint", "Use GPT.generate in Python.")
+    length, sizes = system.tokenizer.answer_length, system.gpt.config
+    max_new_tokens = cfg.max_new_tokens or length or 200
+    require_positive(max_new_tokens=max_new_tokens)
+    if length is not None and cfg.temperature is None:
+        sampling["temperature"] = 0.0  # there is one right answer
+    if (cfg.top_k or 0) > sizes["vocab_size"]:
+        console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
+    device = device_for(cfg.trainer.accelerator)
+    set_threads(sizes["n_embd"])
+    system.to(device, dtype_for(cfg.dtype, cfg.trainer.accelerator, sizes["n_embd"]))
+    stop_tokens = None if cfg.stop_tokens is None else list(cfg.stop_tokens)
+    options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
+
+    if prompts is None:
+        converse(system, max_new_tokens, options)
+        return
+    for prompt in prompts:
+        tokens = len(system.tokenizer.encode(prompt))
+        if tokens > system.gpt.block_size:
+            console.print(f"a prompt has {tokens:,} tokens; the model sees the last {system.gpt.block_size:,}")
+    if cfg.output is not None:
+        write(Path(cfg.output), system, prompts, cfg.num_samples, max_new_tokens, options)
+        return
+    try:
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+        if len(prompts) * cfg.num_samples == 1:
+            answer(system, prompts[0], max_new_tokens, options)
+        else:
+            for _, shown, text in samples(system, prompts, cfg.num_samples, max_new_tokens, options):
+                sys.stdout.write(f"{shown}{text}\n")
+                sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def read_prompts(cfg: DictConfig) -> list[str] | None:
+    """The prompts that the command line names; None: a person is to be asked."""
+    if cfg.prompt is not None and cfg.prompt_file is not None:
+        raise UserError("there are prompt= and prompt_file=", "prompt", "Give one of them.")
+    if cfg.prompt is not None:
+        return [str(cfg.prompt)]
+    if cfg.prompt_file is not None:
+        lines = "".join(read_text(Path(cfg.prompt_file).expanduser(), "prompt_file")).splitlines()
+        if prompts := [line for line in lines if line.strip()]:
+            return prompts
+        raise UserError(f"{cfg.prompt_file} holds no line of text", "prompt_file", "Write one prompt a line.")
+    at_a_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    return None if at_a_terminal and cfg.output is None else [""]
+
+
+def stop_strings(stop: Any) -> list[str]:
+    """What `stop=` means: one string or a list of them, in which \\n and \\t stand for a line break and a tab."""
+    strings = [] if stop is None else list(stop) if OmegaConf.is_list(stop) else [stop]
+    return [str(string).replace("\\n", "\n").replace("\\t", "\t") for string in strings]
+
+
+def samples(
+    system: LanguageModel, prompts: list[str], num_samples: int, max_new_tokens: int, options: dict[str, Any]
+) -> Iterator[tuple[str, str, str]]:
+    """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion."""
+    assert system.tokenizer is not None
+    # All samples of a prompt are in one batch, where they differ; so what they are doesn't depend on ROWS.
+    at_once = max(1, ROWS // num_samples)
+    for first in range(0, len(prompts), at_once):
+        batch = [prompt for prompt in prompts[first : first + at_once] for _ in range(num_samples)]
+        for prompt, completion in zip(
+            batch, complete(system.gpt, system.tokenizer, batch, max_new_tokens, **options), strict=True
+        ):
+            yield prompt, *completion
+
+
+def write(
+    file: Path,
+    system: LanguageModel,
+    prompts: list[str],
+    num_samples: int,
+    max_new_tokens: int,
+    options: dict[str, Any],
+) -> None:
+    """Write {"prompt", "completion"} lines, each as soon as it is there."""
+    try:
+        with file.open("w", encoding="utf-8") as lines:
+            for prompt, _, text in samples(system, prompts, num_samples, max_new_tokens, options):
+                lines.write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n")
+                lines.flush()
+    except OSError as error:
+        raise ResourceError(f"cannot write {file}: {error.strerror}", "output", "Choose another file.") from error
+
+
+def answer(system: LanguageModel, prompt: str, max_new_tokens: int, options: dict[str, Any]) -> None:
+    """Write a prompt and its completion to standard output, as it is made."""
+    assert system.tokenizer is not None
+    pieces = stream(system.gpt, system.tokenizer, prompt, max_new_tokens, **options)
+    shown = system.tokenizer.encode(prompt) if prompt else []
+    sys.stdout.write(system.tokenizer.decode(shown) if shown else "")
+    for piece in pieces:
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+
+
+def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]) -> None:
+    """Ask for prompts and answer them, until Ctrl-D. Each answer has a seed of its own."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  # the line can be edited, and earlier ones come back
+    console.print("Type a prompt. Ctrl-C stops an answer, Ctrl-D leaves.")
+    while True:
+        try:
+            prompt = input("> ")
+            answer(system, prompt, max_new_tokens, options)
+            options["seed"] += 1
+        except EOFError:
+            print(file=sys.stderr)
+            return
+        except KeyboardInterrupt:
+            print()
+        except UserError as error:
+            say(error)

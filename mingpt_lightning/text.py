@@ -1,0 +1,76 @@
+"""Text as it comes: Unicode, UTF-8 files, and the text that every Python has."""
+
+import codecs
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mingpt_lightning.errors import UserError
+
+CHUNK = 2**22  # bytes of a file that are read at a time
+
+
+def code_points(text: str) -> np.ndarray:
+    """The Unicode code points of a text, uint32, without a Python object per character."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def characters_of(codes: Iterable[int]) -> str:
+    """The inverse of `code_points`."""
+    return "".join(map(chr, codes))
+
+
+def describe(character: str) -> str:
+    """A character so that a person can find it: 'é' (U+00E9)."""
+    return f"{character!r} (U+{ord(character):04X})"
+
+
+def unicode(text: str, where: str) -> str:
+    """The text itself. Raises UserError, naming the position, for half a character, which JSON escapes can make."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"character {error.start} is half of one: {describe(text[error.start])}"
+        raise UserError(what, where, "Remove it.") from error
+    return text
+
+
+def language_reference() -> list[str]:
+    """Python's own language reference, a text per topic, the same ones in the same order for one version of Python."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def user_cache() -> Path:
+    """The folder for what can be made or fetched again; XDG_CACHE_HOME moves it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mingpt_lightning"
+
+
+def read_text(file: Path, where: str = "datamodule.path") -> Iterator[str]:
+    """The text of a UTF-8 file, piece by piece, without a byte order mark. `where` is for errors.
+
+    Raises UserError when the file is missing, empty, not UTF-8 (naming the byte), or can't be read.
+    """
+    if not file.is_file():
+        reason = "is a folder" if file.is_dir() else "does not exist"
+        raise UserError(f"{file.absolute()} {reason}", where, "Give the path of a text file.")
+    decoder, size = codecs.getincrementaldecoder("utf-8")(), 0
+    try:
+        with file.open("rb") as stream:
+            if stream.read(3) != codecs.BOM_UTF8:
+                stream.seek(0)
+            if not stream.peek(1):
+                raise UserError(f"{file} is empty", where, "There is no text in it.")
+            while data := stream.read(CHUNK):
+                size = stream.tell()
+                if text := decoder.decode(data):
+                    yield text
+            decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:  # its `object` is the end of what was read
+        what = f"{file} is not UTF-8: byte {size - len(error.object) + error.start}"
+        raise UserError(what, where, "Convert it, for example with iconv -t UTF-8.") from error
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}", where, "Check its rights.") from error

@@ -1,0 +1,152 @@
+"""Any text in the tokens of GPT-2, or of a byte-level BPE of your own.
+
+The text is tokenised once, into a file of the user's cache folder that is mapped into memory: start-up and memory
+don't grow with it. Training draws windows without replacement; validation and test read their part of the tokens
+once, in windows that don't overlap.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mingpt_lightning.datamodule import (
+    BatchLoader,
+    SequenceDataModule,
+    Split,
+    WindowDataset,
+    check_split,
+    split_bounds,
+)
+from mingpt_lightning.errors import UserError, require_positive
+from mingpt_lightning.text import user_cache
+from mingpt_lightning.tokenizer import BPETokenizer
+from projects.text.cache import Cache, digest
+from projects.text.corpus import Corpus
+
+VERSION = 1
+"""Of the files in the cache; another one when the same text would give other files."""
+
+BATCH = 2**21  # characters that are tokenised at a time
+TRAINED_ON = 2**28  # characters that a new vocabulary is learnt from, at most
+
+
+class TextDataModule(SequenceDataModule):
+    """Text of any size, as one sequence of tokens in which `<|endoftext|>` ends each document.
+
+    path, text_field: which documents; see `Corpus`.
+    tokenizer: a hub id, a folder, a tokenizer.json or the content of one, at `revision` on the hub; None trains one
+    of `vocab_size` tokens on the text.
+    split: the shares of the tokens for training, validation and test, in this order. shuffle: False trains on
+    windows that don't overlap, in the order of the text. cache_dir: None is the user's cache folder.
+
+    Raises UserError for a text that is missing, empty, not UTF-8 or too short, ResourceError for an unwritable cache.
+    """
+
+    tokenizer: BPETokenizer
+
+    def __init__(
+        self,
+        path: str | list[str] | None = None,
+        *,
+        tokenizer: str | None = None,
+        revision: str | None = None,
+        vocab_size: int = 2048,
+        text_field: str = "text",
+        block_size: int = 64,
+        split: Sequence[float] = (0.9, 0.05, 0.05),
+        shuffle: bool = True,
+        cache_dir: str | None = None,
+        batch_size: int = 64,
+        seed: int = 0,
+    ):
+        super().__init__(batch_size, seed)
+        require_positive(block_size=block_size)
+        check_split(split)
+        if revision is not None and tokenizer is None:
+            raise UserError(f"revision={revision} of no tokenizer", "datamodule.revision", "Give a tokenizer.")
+        cache = Cache(user_cache() / "tokens" if cache_dir is None else Path(cache_dir).expanduser())
+        corpus = Corpus(path, text_field)
+        identity = corpus.identity(cache)
+        if tokenizer is None:
+            key = digest(VERSION, identity, vocab_size)
+            entry = cache.entry(key, partial(write_tokenizer, corpus, vocab_size))
+            tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
+        given = tokenizer.lstrip().startswith("{")
+        self.tokenizer = BPETokenizer(tokenizer) if given else BPETokenizer.from_pretrained(tokenizer, revision)
+        key = digest(VERSION, identity, self.tokenizer.arguments)
+        entry = cache.entry(key, partial(write_tokens, corpus, self.tokenizer))
+        self.tokens = np.memmap(entry / "tokens.bin", token_type(self.tokenizer), "r").view(np.ndarray)
+        self.block_size = block_size
+        self.shuffle = shuffle
+        self.bounds = split_bounds(len(self.tokens), split, block_size, corpus.name, "tokens")
+
+    def dataset(self, split: Split) -> WindowDataset:
+        start, end = self.bounds[split]
+        stride = 1 if split == "train" and self.shuffle else self.block_size
+        return WindowDataset(self.tokens[start:end], self.block_size, stride)
+
+    def train_dataloader(self) -> BatchLoader:
+        if self.shuffle:
+            return super().train_dataloader()
+        return BatchLoader(self.dataset("train"), self.batch_size)
+
+
+def token_type(tokenizer: BPETokenizer) -> np.dtype:
+    """How a token is written: in two bytes where they suffice."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+
+
+def write_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> None:
+    """Train a tokenizer on a text and write its tokenizer.json into a folder."""
+    texts = first(with_progress(corpus, corpus.pieces(), "counting words"), TRAINED_ON)
+    tokenizer = BPETokenizer.train(texts, vocab_size)
+    (folder / "tokenizer.json").write_text(tokenizer.arguments["tokenizer"], encoding="utf-8")
+
+
+def write_tokens(corpus: Corpus, tokenizer: BPETokenizer, folder: Path) -> None:
+    """Write all tokens of a text, one after the other, into tokens.bin of a folder."""
+    dtype = token_type(tokenizer)
+    end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype).tobytes()
+    with (folder / "tokens.bin").open("wb") as file:
+        for batch in batches(with_progress(corpus, corpus.pieces(tokenizer), "tokenising")):
+            for tokens, (_, ends) in zip(tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True):
+                file.write(tokens.astype(dtype).tobytes() + end * ends)
+        if not file.tell():
+            raise UserError(f"{corpus.name} is empty", "datamodule.path", "There is no text in it.")
+
+
+def first(pieces: Iterator[tuple[str, bool]], characters: int) -> Iterator[str]:
+    """The text of the first pieces, which have so many characters or a few more."""
+    for text, _ in pieces:
+        if characters <= 0:
+            return
+        yield text
+        characters -= len(text)
+
+
+def batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool]]]:
+    """Pieces to work on at once: enough for all cores, and little enough for any memory."""
+    batch: list[tuple[str, bool]] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += max(len(piece[0]), 256)
+        if size >= BATCH:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def with_progress(corpus: Corpus, pieces: Iterator[tuple[str, bool]], what: str) -> Iterator[tuple[str, bool]]:
+    """The pieces, with a bar on standard error that shows how far they are, if that is a terminal."""
+    columns = TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+        task = progress.add_task(what, total=corpus.size or None)
+        for piece in pieces:
+            yield piece
+            progress.advance(task, len(piece[0].encode()))
