@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -142,7 +143,7 @@ def main() -> None:
                 if slow and (rows > 1 or (length > 100 and times[name])):
                     continue
                 count = 10 if slow and length > 100 else new
-                times[name].append(seconds(lambda run=run, count=count: run(prompt, count)) / count / rows)
+                times[name].append(seconds(partial(run, prompt, count)) / count / rows)
         best = min((name for name in contestants if "ours" in name), key=lambda name: median(times[name]))
         for name, values in times.items():
             if not values:

@@ -86,9 +86,8 @@ def compare_loading(place: Path) -> None:
     torch.save(model.state_dict(), place / "bin/pytorch_model.bin")
     size = model.num_parameters() * 4
     del model
-    print(
-        f"\nGPT-2, 124 M parameters, {size / 1e6:.0f} MB in float32\n\n| file | loaded by | peak / weights |\n|---|---|---|"
-    )
+    print(f"\nGPT-2, 124 M parameters, {size / 1e6:.0f} MB in float32\n")
+    print("| file | loaded by | peak / weights |\n|---|---|---|")
     for kind in ("safetensors", "bin"):
         for who, imports, load in (
             ("this library", OURS, "model = GPT.from_pretrained"),
@@ -130,9 +129,8 @@ def compare_tokenising(vocabulary: Path, text: str, place: Path) -> None:
             results[name] = run()
             times[name].append(time.perf_counter() - start)
     tokens = sum(map(len, results["this library"]))
-    print(
-        f"\n{len(text):,} characters, {tokens:,} tokens\n\n| tokeniser | tokens/s | times this library | same ids |\n|---|---|---|---|"
-    )
+    print(f"\n{len(text):,} characters, {tokens:,} tokens\n")
+    print("| tokeniser | tokens/s | times this library | same ids |\n|---|---|---|---|")
     for name, values in times.items():
         ratio = median(mine / other for mine, other in zip(times["this library"], values, strict=True))
         same = "yes" if results[name] == results["this library"] else "no"

@@ -1,7 +1,7 @@
-"""Weights in eight bits, for generation on a CPU: reading the weights is what a token costs, so fewer bytes are faster.
+"""Weights in eight bits, for generation on a CPU: reading the weights is what a token costs.
 
-Each row of a matrix has its own scale, so that its largest weight is 127 (LLM.int8(), Dettmers et al. 2022, section 2.1,
-for the weights alone); activations stay bfloat16.
+Each row of a matrix has its own scale, so that its largest weight is 127 (Dettmers et al. 2022, "LLM.int8()", section
+2.1, for the weights alone); activations stay bfloat16.
 """
 
 import torch

@@ -145,9 +145,9 @@ def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]
             answer(system, prompt, max_new_tokens, options)
             options["seed"] += 1
         except EOFError:
-            print(file=sys.stderr)
+            console.print()
             return
         except KeyboardInterrupt:
-            print()
+            sys.stdout.write("\n")
         except UserError as error:
             say(error)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.generation import Sampling, choose
+from mingpt_lightning.pretrained import their_name, turned
 
 MakeGPT = Callable[..., GPT]
 
@@ -233,11 +234,9 @@ def test_greedy_is_what_transformers_generates(make_gpt: MakeGPT) -> None:
     theirs = GPT2LMHeadModel(config).eval()
     gpt = make_gpt(block_size=64)
     for name, weight in gpt.named_parameters():
-        names = {"token_embedding": "wte", "position_embedding": "wpe", "blocks": "h", "norm_1": "ln_1", "norm_2": "ln_2",
-                 "qkv": "c_attn", "fc": "c_fc", "norm": "ln_f", "proj": "c_proj"}  # fmt: skip
-        other = theirs.transformer.get_parameter(".".join(names.get(part, part) for part in name.split(".")))
+        other = theirs.transformer.get_parameter(their_name(name))
         with torch.no_grad():
-            weight.copy_(other.T if "blocks" in name and weight.dim() == 2 else other)
+            weight.copy_(turned(name, other))
     for penalty in (1.0, 1.3):
         options = GenerationConfig(max_new_tokens=40, do_sample=False, repetition_penalty=penalty, pad_token_id=0)
         expected = theirs.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), generation_config=options,

@@ -1,4 +1,4 @@
-"""task=generate and task=export: from a run or a pretrained model; prompts from the command line, a file, a keyboard."""
+"""task=generate and task=export, from runs and pretrained models; prompts by argument, file and keyboard."""
 
 import json
 import os
