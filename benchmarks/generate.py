@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mingpt_lightning import GPT
+from mingpt_lightning.inference import prepare
 
 Contestant = Callable[[Tensor, int], Tensor]
 CASES = [(1, 32, 100), (1, 512, 100), (16, 32, 100)]  # rows, tokens of the prompt, new tokens
@@ -114,9 +115,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         gpt = GPT.from_pretrained(folder)
-    gpt16, model16 = copy.deepcopy(gpt).bfloat16(), copy.deepcopy(model).bfloat16()
+    gpt16, model16 = prepare(copy.deepcopy(gpt), "bfloat16"), copy.deepcopy(model).bfloat16()
     contestants = {
-        "ours float32": ours(gpt),
+        "ours float32": ours(prepare(copy.deepcopy(gpt), "float32")),
         "ours bfloat16": ours(gpt16),
         "transformers float32": transformers(model),
         "transformers bfloat16": transformers(model16),
@@ -131,7 +132,7 @@ def main() -> None:
     print(f"{gpt.n_parameters:,} parameters, {torch.get_num_threads()} threads, torch {torch.__version__}")
     print("all float32 contestants write the same tokens\n")
 
-    limits = {"float32": sweep_seconds(gpt), "bfloat16": sweep_seconds(gpt16)}
+    limits = {"float32": sweep_seconds(gpt), "bfloat16": sweep_seconds(copy.deepcopy(gpt).bfloat16())}
     print("| rows | prompt | contestant | tokens/s | ours is faster (min-max) | of the bandwidth limit |")
     print("|---|---|---|---|---|---|")
     for rows, length, new in cases:

@@ -20,6 +20,7 @@ from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError, nearest
+from mingpt_lightning.inference import fast_dtype
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.tokenizer import read_tokenizer
 
@@ -99,25 +100,9 @@ def device_for(accelerator: str) -> str:
 
 
 def fast_precision(accelerator: str, n_embd: int) -> str:
-    """bf16-mixed where the device has instructions for it and the matrices are wide enough to gain, else 32-true."""
-    match device_for(accelerator):
-        case "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        case "mps":
-            fast = False
-        case _:
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return "bf16-mixed" if fast and n_embd >= 256 else "32-true"
-
-
-def dtype_for(name: str, accelerator: str, n_embd: int) -> torch.dtype:
-    """The dtype of the weights for generation; "auto" is bfloat16 where training would use it."""
-    if name == "auto":
-        name = "bfloat16" if fast_precision(accelerator, n_embd) == "bf16-mixed" else "float32"
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in known:
-        raise UserError(f"dtype={name} is not possible", "dtype", nearest(str(name), ["auto", *known]))
-    return known[name]
+    """bf16-mixed where it is faster, else 32-true."""
+    fast = fast_dtype(torch.device(device_for(accelerator)), n_embd) == torch.bfloat16
+    return "bf16-mixed" if fast else "32-true"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

@@ -20,8 +20,9 @@ class Cache:
     def __init__(self, gpt: GPT, rows: int, size: int):
         weight, heads = gpt.token_embedding.weight, gpt.config["n_head"]
         shape = (gpt.config["n_layer"], 2, rows, heads, size, weight.shape[1] // heads)
-        # Zeros, because what a row may not see counts 0 times, and 0 times whatever lies in fresh memory could be NaN.
-        self.memory = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+        # float32 on a CPU, where attention in bfloat16 takes four times as long for a single token
+        dtype = torch.float32 if weight.device.type == "cpu" else weight.dtype
+        self.memory = torch.empty(shape, dtype=dtype, device=weight.device)
         self.layers = [tuple(layer) for layer in self.memory]  # of (keys, values), each (B, H, size, D)
         self.lengths = [0] * rows  # tokens that are read
 
@@ -38,6 +39,8 @@ class Cache:
         positions = torch.tensor(before, device=device)
         rows, heads = (torch.arange(n, device=device) for n in self.memory.shape[2:4])
         self.places = rows[:, None, None], heads[:, None], positions[:, None, None]  # (B, H, 1)
+        # A shorter row doesn't see this place, but 0 times what lies in fresh memory could be NaN.
+        self.memory[:, :, :, :, self.used - 1] = 0
         self.mask = (torch.arange(self.used, device=device) <= positions[:, None])[:, None, None]  # (B, 1, 1, used)
         return positions[:, None]
 
@@ -50,6 +53,6 @@ class Cache:
     def copy(self, rows: Sequence[int], other: "Cache", other_rows: Sequence[int]) -> None:
         """Let `rows` have read what `other_rows` of a cache of no greater size have."""
         size = other.memory.shape[4]
-        self.memory[:, :, list(rows), :, :size] = other.memory[:, :, list(other_rows)]
         for row, other_row in zip(rows, other_rows, strict=True):
+            self.memory[:, :, row, :, :size] = other.memory[:, :, other_row]
             self.lengths[row] = other.lengths[other_row]

@@ -160,11 +160,17 @@ def read(gpt: GPT, windows: list[Tensor], rows: list[int], cache: Cache | None) 
     which = [distinct.setdefault(tuple(window.tolist()), len(distinct)) for window in windows]
     lengths = [len(window) for window in distinct]
     padded = pad_sequence([torch.tensor(window) for window in distinct], batch_first=True).to(windows[0].device)
-    part = Cache(gpt, len(distinct), max(lengths)) if cache is not None else None
+    if cache is None:
+        part = None
+    elif len(distinct) == len(cache.lengths):  # all rows are new and different
+        part, cache.lengths = cache, [0] * len(distinct)
+    else:
+        part = Cache(gpt, len(distinct), max(lengths))
     hidden = gpt.hidden(padded, part)[range(len(distinct)), [length - 1 for length in lengths]]
     if cache is not None and part is not None:
         part.lengths = lengths
-        cache.copy(rows, part, which)
+        if part is not cache:
+            cache.copy(rows, part, which)
     return hidden[which]
 
 
@@ -173,7 +179,7 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None, seen: Ten
 
     uniform: (B,) numbers in [0, 1), not needed for temperature 0. seen: (B, V), the tokens that a row has.
     """
-    if not torch.isfinite(logits).all():
+    if not all(map(math.isfinite, torch.aminmax(logits))):  # NaN and infinity come through
         raise UserError("the model's weights are not finite numbers", "generate", "Take an earlier checkpoint.")
     if seen is not None:
         penalty = sampling.repetition_penalty

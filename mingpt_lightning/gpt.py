@@ -54,8 +54,8 @@ class CausalSelfAttention(nn.Module):
         if remember is not None:
             k, v, mask = remember(k, v)  # (B, H, tokens so far, D)
         dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=T > 1)
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))  # heads side by side again
+        y = F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, dropout_p=dropout, is_causal=T > 1)
+        return self.proj(y.type_as(x).transpose(1, 2).reshape(B, T, C))  # heads side by side again
 
 
 class MLP(nn.Module):

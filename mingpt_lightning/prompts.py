@@ -10,12 +10,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.build import device_for, dtype_for, read_system, set_threads
+from mingpt_lightning.build import device_for, read_system, set_threads
 from mingpt_lightning.callbacks import console
 from mingpt_lightning.cli import say
 from mingpt_lightning.completion import check_stop, complete, stream
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, require_positive
 from mingpt_lightning.generation import Sampling
+from mingpt_lightning.inference import prepare
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.text import read_text
 
@@ -40,9 +41,8 @@ def generate(cfg: DictConfig) -> None:
         sampling["temperature"] = 0.0  # there is one right answer
     if (cfg.top_k or 0) > sizes["vocab_size"]:
         console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
-    device = device_for(cfg.trainer.accelerator)
     set_threads(sizes["n_embd"])
-    system.to(device, dtype_for(cfg.dtype, cfg.trainer.accelerator, sizes["n_embd"]))
+    prepare(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
     stop_tokens = None if cfg.stop_tokens is None else list(cfg.stop_tokens)
     options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
 

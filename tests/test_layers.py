@@ -13,7 +13,7 @@ PACKAGE = ROOT / "mingpt_lightning"
 
 LAYERS = [
     {
-        *("errors", "shuffle", "optim", "gpt", "cache", "generation", "int8", "hub", "pretrained"),
+        *("errors", "shuffle", "optim", "gpt", "cache", "generation", "inference", "hub", "pretrained"),
         *("text", "bpe", "tokenizer", "completion"),
     },
     {"language_model", "datamodule", "callbacks", "checkpoint"},
