@@ -47,7 +47,7 @@ class LanguageModel(pl.LightningModule):
     ):
         super().__init__()
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
-        self.gpt = gpt
+        self.gpt = gpt.train()  # a pretrained one is in evaluation mode, and Lightning would leave it there
         self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.scheduler = scheduler or cosine
         self.tokenizer = tokenizer

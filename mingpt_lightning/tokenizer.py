@@ -60,6 +60,14 @@ class Tokenizer(ABC):
         """The same tokenizer for the `tokenizers` library and transformers; None for a notation of one task."""
         return None
 
+    def save(self, folder: str | Path) -> None:
+        """Write a tokenizer.json, which `read_tokenizer` and transformers read. Raises UserError if it can't be one."""
+        library = self.hugging_face()
+        if library is None:
+            raise UserError(f"tokenizer '{self.name}' has a notation of its own", "tokenizer", "Save its `state`.")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        library.save(str(Path(folder) / "tokenizer.json"))
+
     def state(self) -> dict[str, Any]:
         """Plain data from which `from_state` makes an equal tokenizer."""
         return {"name": self.name, "arguments": self.arguments}

@@ -14,7 +14,7 @@ from mingpt_lightning.build import build
 from mingpt_lightning.cli import quoted
 from mingpt_lightning.config import CONFIG_DIR
 from mingpt_lightning.datamodule import IGNORE, SequenceDataModule
-from mingpt_lightning.tokenizer import Tokenizer
+from mingpt_lightning.tokenizer import BPETokenizer, Tokenizer
 
 ROOT = Path(__file__).parent.parent
 
@@ -130,7 +130,7 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_readme_commands_compose(config, command):
-    arguments = [quoted(word) for word in shlex.split(command)[2:]]
+    arguments = [quoted(word) for word in shlex.split(command, comments=True)[2:]]
     if "--help" in arguments:
         return
     if "-m" in arguments:
@@ -144,3 +144,12 @@ def test_readme_names_every_module():
     tree = (ROOT / "README.md").read_text(encoding="utf-8")
     for path in (ROOT / "mingpt_lightning").glob("[!_]*.py"):
         assert f"    {path.name} " in tree, path.name
+
+
+def test_readme_python_of_generation_runs(make_gpt, tmp_path, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if "from_pretrained" in block)
+    tokenizer = BPETokenizer.train([block], 300)
+    make_gpt(tokenizer.vocab_size, block_size=32).save_pretrained(tmp_path, tokenizer)
+    exec(block.replace('"gpt2"', repr(str(tmp_path))), {})
+    assert "piece" in capsys.readouterr().out

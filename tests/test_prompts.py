@@ -236,3 +236,52 @@ def test_a_reader_who_has_seen_enough(cli: Cli, model: tuple[GPT, BPETokenizer],
     run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
     assert len(run.stdout) == 50
     assert run.stderr == b""
+
+
+TEXT_DATA = ("datamodule.path=book.txt", "datamodule.block_size=16", "trainer.accelerator=cpu")
+
+
+@pytest.fixture
+def book(model: tuple[GPT, BPETokenizer]) -> None:
+    Path("book.txt").write_text(TEXT * 20)
+
+
+@pytest.mark.usefixtures("book")
+def test_a_pretrained_model_is_tested_and_learns_on(cli: Cli) -> None:
+    data = (*TEXT_DATA, "datamodule=text", "datamodule.tokenizer=gpt")
+    assert cli("task=test", *PRETRAINED, *data, "run_dir=before")[0] == 0
+    before = json.loads(Path("before/summary.json").read_text())["metrics"]
+    assert set(before) == {"test/loss", "test/perplexity", "test/bits_per_byte"}
+    steps = ("trainer.max_steps=60", "trainer.val_check_interval=60", "optimizer.lr=1e-3")
+    code, _, err = cli("experiment=finetune_gpt2", PRETRAINED[1], *TEXT_DATA, *steps, "run_dir=run")
+    assert code == 0, err
+    after = json.loads(Path("run/summary.json").read_text())["metrics"]
+    assert after["test/loss"] < 0.9 * before["test/loss"]
+    assert "bits per byte" in err
+    system = LanguageModel.load_from_checkpoint("run")
+    assert isinstance(system.tokenizer, BPETokenizer)
+    assert system.gpt.config["block_size"] == 16
+    code, out, _ = cli("task=generate", "checkpoint=run", "prompt=the cat", "max_new_tokens=20")
+    assert code == 0
+    assert out.startswith("the cat")
+    assert cli("task=test", "checkpoint=run", "run_dir=again")[0] == 0
+    again = json.loads(Path("again/summary.json").read_text())["metrics"]
+    assert again["test/loss"] == pytest.approx(after["test/loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("datamodule=adder",), "gpt has 274 tokens and the data has 10"),
+        (("datamodule=text", *TEXT_DATA[:1], "datamodule.vocab_size=260"), "datamodule.tokenizer=gpt"),
+        (("datamodule=text", "datamodule.tokenizer=gpt", "datamodule.block_size=50"), "more than the 32 positions"),
+    ],
+)
+@pytest.mark.usefixtures("book")
+def test_data_that_a_pretrained_model_cannot_read(cli: Cli, arguments: tuple[str, ...], message: str) -> None:
+    for task in ("fit", "test"):
+        code, _, err = cli(f"task={task}", *PRETRAINED, *arguments)
+        assert code == 2
+        assert message in err
+        assert "Traceback" not in err
+        assert not Path("runs").exists()

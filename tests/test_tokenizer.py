@@ -386,3 +386,16 @@ def test_ids_are_those_of_tiktoken(gpt2: BPETokenizer, tmp_path: Path, monkeypat
     assert gpt2.encode(texts[0]) == theirs.encode_ordinary(texts[0])
     assert gpt2.encode("a<|endoftext|>b") == theirs.encode("a<|endoftext|>b", allowed_special="all")
     assert all(gpt2.token_bytes[token] == theirs.decode_single_token_bytes(token) for token in range(0, 50257, 7))
+
+
+@pytest.mark.parametrize("tokenizer", [CharTokenizer("abc \n"), BPETokenizer.train(["a cab, a cab"], 260)], ids=str)
+def test_a_saved_tokenizer_is_read_again(tokenizer, tmp_path):
+    tokenizer.save(tmp_path / "folder")
+    again = read_tokenizer(tmp_path / "folder")
+    assert again.state() == tokenizer.state()
+    assert again.encode("a cab") == tokenizer.encode("a cab")
+
+
+def test_the_notation_of_a_task_is_not_saved(tmp_path):
+    with pytest.raises(UserError, match="notation of its own"):
+        AdderTokenizer(ndigit=2).save(tmp_path)
