@@ -1,5 +1,6 @@
 """Text from a GPT: prompts in, completions out, as a whole or as they are made."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,9 +26,10 @@ def complete(
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int] | None = None,
     use_cache: bool = True,
+    copies: Counter[tuple[int, ...]] | None = None,
     **sampling: Any,
 ) -> list[Completion]:
-    """Continue texts, all of them in one batch; `sampling` as for `Sampling`.
+    """Continue texts, all of them in one batch; `sampling` as for `Sampling`, `copies` as for `decode`.
 
     An empty prompt starts from the tokenizer's start token, which isn't shown: a GPT can't continue nothing.
     stop: a text ends with the first of these strings that it makes. stop_tokens: a text ends before the first of these
@@ -41,7 +43,7 @@ def complete(
     open_ended = tokenizer.answer_length is None
     reach = max((len(string.encode()) for string in stop if open_ended), default=0)  # no token is less than a byte
     rows = [tokens or start(tokenizer) for tokens in shown]
-    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache):
+    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, copies):
         values = column.tolist()
         for row in tuple(going):
             if values[row] in ends:
@@ -68,13 +70,14 @@ def stream(
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int] | None = None,
     use_cache: bool = True,
+    copies: Counter[tuple[int, ...]] | None = None,
     **sampling: Any,
 ) -> Iterator[str]:
     """The continuation of one text in pieces, as it is made, never half a character; options as for `complete`.
 
     Joined, the pieces are the text that `complete` gives.
     """
-    options = {"stop_tokens": stop_tokens, "use_cache": use_cache, **sampling}
+    options = {"stop_tokens": stop_tokens, "use_cache": use_cache, "copies": copies, **sampling}
     check_stop(stop)
     if tokenizer.answer_length is not None:  # these are read as a whole
         yield complete(gpt, tokenizer, [prompt], max_new_tokens, stop=stop, **options)[0].text
@@ -83,7 +86,7 @@ def stream(
     row = tokenizer.encode(prompt) or start(tokenizer)
 
     def tokens() -> Iterator[int]:
-        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache):
+        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache, copies):
             if (token := int(column)) in ends:
                 return
             yield token

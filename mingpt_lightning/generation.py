@@ -101,9 +101,16 @@ def generate(
 
 @torch.no_grad()
 def decode(
-    gpt: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, sampling: Sampling, use_cache: bool = True
+    gpt: GPT,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampling: Sampling,
+    use_cache: bool = True,
+    copies: Counter[tuple[int, ...]] | None = None,
 ) -> Iterator[Tensor]:
     """The next token of every row, `max_new_tokens` times: (B,) int64.
+
+    copies: how many rows with each prompt came before, in earlier calls; it is brought up to date.
 
     The GPT runs in evaluation mode, and is as it was whenever the caller has a token in hand.
     """
@@ -124,7 +131,7 @@ def decode(
         seen = torch.zeros(B, V, dtype=torch.bool, device=device)
         for row, prompt in enumerate(prompts):
             seen[row, list(prompt)] = True
-    uniform = uniform_numbers(prompts, max_new_tokens, sampling)
+    uniform = uniform_numbers(prompts, max_new_tokens, sampling, Counter() if copies is None else copies)
     uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)
     cache = Cache(gpt, B, min(S, max(ends) + max_new_tokens)) if use_cache else None
 
@@ -203,7 +210,9 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None, seen: Ten
     return (place if candidates is None else candidates.gather(-1, place.clamp(max=candidates.shape[-1] - 1)))[:, 0]
 
 
-def uniform_numbers(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling) -> Tensor:
+def uniform_numbers(
+    prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, copies: Counter[tuple[int, ...]]
+) -> Tensor:
     """Random numbers in [0, 1) for each row, (B, n); a row's are a function of the seed, its prompt and its copies.
 
     They don't depend on the device, and those of a smaller n are the beginning of those of a larger one.
@@ -211,7 +220,6 @@ def uniform_numbers(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling
     if sampling.temperature == 0:
         return torch.empty(0)
     seed = int(torch.randint(2**63 - 1, ())) if sampling.seed is None else sampling.seed
-    copies: Counter[tuple[int, ...]] = Counter()
     numbers = np.empty((len(prompts), n))
     for row, prompt in zip(numbers, map(tuple, prompts), strict=True):
         row[:] = np.random.default_rng([seed, copies[prompt], *prompt]).random(n)

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,7 +36,7 @@ def generate(cfg: DictConfig) -> None:
     if system.tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer", "checkpoint", "Use GPT.generate in Python.")
     length, sizes = system.tokenizer.answer_length, system.gpt.config
-    max_new_tokens = cfg.max_new_tokens or length or 200
+    max_new_tokens = cfg.max_new_tokens if cfg.max_new_tokens is not None else length or 200
     require_positive(max_new_tokens=max_new_tokens)
     if length is not None and cfg.temperature is None:
         sampling["temperature"] = 0.0  # there is one right answer
@@ -44,7 +45,7 @@ def generate(cfg: DictConfig) -> None:
     set_threads(sizes["n_embd"])
     prepare(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
     stop_tokens = None if cfg.stop_tokens is None else list(cfg.stop_tokens)
-    options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
+    options = {"stop": stop, "stop_tokens": stop_tokens, "copies": Counter(), **sampling}
 
     if prompts is None:
         converse(system, max_new_tokens, options)
@@ -94,14 +95,11 @@ def samples(
 ) -> Iterator[tuple[str, str, str]]:
     """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion."""
     assert system.tokenizer is not None
-    # All samples of a prompt are in one batch, where they differ; so what they are doesn't depend on ROWS.
-    at_once = max(1, ROWS // num_samples)
-    for first in range(0, len(prompts), at_once):
-        batch = [prompt for prompt in prompts[first : first + at_once] for _ in range(num_samples)]
-        for prompt, completion in zip(
-            batch, complete(system.gpt, system.tokenizer, batch, max_new_tokens, **options), strict=True
-        ):
-            yield prompt, *completion
+    rows = [prompt for prompt in prompts for _ in range(num_samples)]
+    for first in range(0, len(rows), ROWS):
+        batch = rows[first : first + ROWS]
+        completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, **options)
+        yield from ((prompt, *completion) for prompt, completion in zip(batch, completions, strict=True))
 
 
 def write(
@@ -135,7 +133,7 @@ def answer(system: LanguageModel, prompt: str, max_new_tokens: int, options: dic
 
 
 def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]) -> None:
-    """Ask for prompts and answer them, until Ctrl-D. Each answer has a seed of its own."""
+    """Ask for prompts and answer them, until Ctrl-D. The same prompt again has another answer."""
     with suppress(ImportError):
         import readline  # noqa: F401  # the line can be edited, and earlier ones come back
     console.print("Type a prompt. Ctrl-C stops an answer, Ctrl-D leaves.")
@@ -143,7 +141,6 @@ def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]
         try:
             prompt = input("> ")
             answer(system, prompt, max_new_tokens, options)
-            options["seed"] += 1
         except EOFError:
             console.print()
             return

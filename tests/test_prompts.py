@@ -72,6 +72,14 @@ def test_a_file_of_prompts_becomes_lines_of_json(cli: Cli, model: tuple[GPT, BPE
     assert [line["completion"] for line in lines[26:28]] == [sample.text for sample in alone]
 
 
+def test_many_samples_are_all_different_and_come_in_batches(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:
+    code, out, _ = cli(*GENERATE, "prompt=the", "num_samples=50", "max_new_tokens=20", "output=o.jsonl")
+    assert (code, out) == (0, "")
+    texts = [json.loads(line)["completion"] for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(set(texts)) == 50
+    assert texts == [sample.text for sample in complete(*model, ["the"] * 50, 20, seed=0)]
+
+
 def test_no_prompt_starts_from_nothing(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:
     (expected,) = complete(*model, [""], 12, seed=0)
     for arguments in ((), ("prompt=",)):
@@ -101,6 +109,7 @@ BAD = [
     (("num_samples=0",), 2, "num_samples=0"),
     (("max_new_tokens=0.5",), 2, "max_new_tokens=0.5"),
     (("max_new_tokens=-3",), 2, "max_new_tokens=-3"),
+    (("max_new_tokens=0",), 2, "max_new_tokens=0"),
     *(((f"temperature={value}",), 2, f"temperature={value}") for value in (-1, "nan", "inf", "warm")),
     *(((f"top_k={value}",), 2, f"top_k={value}") for value in (0, -1, 1.5)),
     *(((f"top_p={value}",), 2, f"top_p={value}") for value in (0, -0.1, 1.5, "nan")),
