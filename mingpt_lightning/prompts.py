@@ -30,6 +30,11 @@ def generate(cfg: DictConfig) -> None:
     require_positive(num_samples=cfg.num_samples)
     prompts, stop = read_prompts(cfg), stop_strings(cfg.stop)
     check_stop(stop)
+    stop_tokens = list(cfg.stop_tokens) if OmegaConf.is_list(cfg.stop_tokens) else cfg.stop_tokens
+    if stop_tokens is not None and not (
+        isinstance(stop_tokens, list) and all(isinstance(token, int) for token in stop_tokens)
+    ):
+        raise UserError(f"stop_tokens={stop_tokens} is not a list of ids", "stop_tokens", "Write it as [50256].")
     sampling = {name: cfg[name] for name in Sampling._fields if cfg[name] is not None}
     Sampling(**sampling).check()
     system = read_system(cfg)
@@ -44,7 +49,6 @@ def generate(cfg: DictConfig) -> None:
         console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
     set_threads(sizes["n_embd"])
     prepare(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
-    stop_tokens = None if cfg.stop_tokens is None else list(cfg.stop_tokens)
     options = {"stop": stop, "stop_tokens": stop_tokens, "copies": Counter(), **sampling}
 
     if prompts is None:
