@@ -100,9 +100,9 @@ def compare_loading(place: Path) -> None:
 
 def compare_tokenising(vocabulary: Path, text: str, place: Path) -> None:
     tokenizer = BPETokenizer.from_pretrained(vocabulary)
-    library = tokenizer.hugging_face()
-    assert library is not None
-    library.save(str(place / "tokenizer.json"))
+    backend = tokenizer.hugging_face()
+    assert backend is not None
+    backend.save(str(place / "tokenizer.json"))
     (place / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     theirs = AutoTokenizer.from_pretrained(place)
     documents = [text[i : i + 65536] for i in range(0, len(text), 65536)]

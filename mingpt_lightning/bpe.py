@@ -1,6 +1,6 @@
 """What `BPETokenizer` is made of: tokenizer.json files, training, and GPT-2's way to write bytes.
 
-The work is done by the `tokenizers` library; a "library" here is its tokenizer.
+The work is done by the `tokenizers` library; a "backend" here is a tokenizer of it.
 """
 
 import json
@@ -14,7 +14,7 @@ from mingpt_lightning.hub import Repository
 from mingpt_lightning.text import unicode
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Library
+    from tokenizers import Tokenizer as Backend
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -48,27 +48,27 @@ def read_json(name: str | Path, revision: str | None = None) -> str:
         raise CheckpointError(f"{files[0]} cannot be read: {error}", "tokenizer", "Fetch it again.") from error
 
 
-def load(content: str) -> "Library":
-    """The library of a tokenizer.json, which neither cuts nor pads. Raises UserError for anything else."""
+def load(content: str) -> "Backend":
+    """The backend of a tokenizer.json, which neither cuts nor pads. Raises UserError for anything else."""
     from tokenizers import Tokenizer
 
     try:
-        library = Tokenizer.from_str(unicode(content, "tokenizer"))
+        backend = Tokenizer.from_str(unicode(content, "tokenizer"))
     except Exception as error:  # tokenizers raises nothing more special
         raise UserError(f"not a tokenizer.json: {error}", "tokenizer", "Give one that tokenizers wrote.") from error
-    library.no_truncation()
-    library.no_padding()
-    return library
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
-def byte_level(model: Any) -> "Library":
+def byte_level(model: Any) -> "Backend":
     """A model of merges between GPT-2's pieces of text and its bytes."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
-    library = Tokenizer(model)
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    return library
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
 
 
 def is_byte_level(content: str) -> bool:
@@ -83,7 +83,7 @@ def is_byte_level(content: str) -> bool:
     )
 
 
-def train(texts: Iterable[str], vocab_size: int) -> "Library":
+def train(texts: Iterable[str], vocab_size: int) -> "Backend":
     """256 bytes, the merges that help these texts most, and `<|endoftext|>` as the last id."""
     from tokenizers import models, pre_tokenizers, trainers
 
@@ -91,15 +91,15 @@ def train(texts: Iterable[str], vocab_size: int) -> "Library":
         raise UserError(f"vocab_size={vocab_size} is too small", "vocab_size", "Use 257, for all bytes, or more.")
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
-    library = byte_level(models.BPE())
-    library.train_from_iterator((unicode(text, "text") for text in texts), trainer)
-    library.add_special_tokens([END_OF_TEXT])
-    return library
+    backend = byte_level(models.BPE())
+    backend.train_from_iterator((unicode(text, "text") for text in texts), trainer)
+    backend.add_special_tokens([END_OF_TEXT])
+    return backend
 
 
-def token_bytes(library: "Library") -> list[bytes]:
+def token_bytes(backend: "Backend") -> list[bytes]:
     """The bytes of each token; those of an added token are its name, those of an id without token none."""
-    added, vocabulary = library.get_added_tokens_decoder(), library.get_vocab()
+    added, vocabulary = backend.get_added_tokens_decoder(), backend.get_vocab()
     tokens = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for text, token in vocabulary.items():
         try:
@@ -109,11 +109,11 @@ def token_bytes(library: "Library") -> list[bytes]:
     return tokens
 
 
-def table(library: "Library", known: list[bytes], text: str) -> str:
+def table(backend: "Backend", known: list[bytes], text: str) -> str:
     """A row for each piece of a text: its bytes, the tokens that the merges make of them, their ids."""
     from rich.cells import cell_len
 
-    encoding = library.encode(text, add_special_tokens=False)
+    encoding = backend.encode(text, add_special_tokens=False)
     rows = [("piece", "bytes", "tokens", "ids")]
     for _, group in groupby(zip(encoding.word_ids, encoding.tokens, encoding.ids, strict=True), lambda row: row[0]):
         _, tokens, ids = zip(*group, strict=True)

@@ -76,8 +76,7 @@ def generate(
     token is repeated to the end of the longest row. use_cache: False computes everything anew for each token; the
     result is the same.
 
-    Raises UserError for an empty prompt, a token outside of the vocabulary, a bad option, or weights that are not
-    finite.
+    Raises UserError for an empty prompt, an unknown token, a bad option, or weights that are not finite.
     """
     prompts = [row.tolist() for row in tokens]
     device = gpt.token_embedding.weight.device
@@ -111,7 +110,6 @@ def decode(
     """The next token of every row, `max_new_tokens` times: (B,) int64.
 
     copies: how many rows with each prompt came before, in earlier calls; it is brought up to date.
-
     The GPT runs in evaluation mode, and is as it was whenever the caller has a token in hand.
     """
     sampling.check()

@@ -220,17 +220,17 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     if not activations:
         what = f"transformers has no activation={ours['activation']}"
         raise UserError(what, "activation", f"It has: {', '.join(sorted(set(ACTIVATIONS.values())))}.")
-    library = tokenizer.hugging_face() if tokenizer else None
+    backend = tokenizer.hugging_face() if tokenizer else None
     end = getattr(tokenizer, "end_of_text", None)
     ends = {"bos_token_id": end, "eos_token_id": end}
     if not (folder / "README.md").exists():
         write_file(folder / "README.md", CARD.format(**ours, n_parameters=gpt.n_parameters))
     write_file(folder / "generation_config.json", ends)
-    if library is not None:
-        text = None if end is None else library.id_to_token(end)
+    if backend is not None:
+        text = None if end is None else backend.id_to_token(end)
         options = {"model_max_length": ours["block_size"], "clean_up_tokenization_spaces": False}
         options |= {"bos_token": text, "eos_token": text, "unk_token": text}
-        write_file(folder / "tokenizer.json", library.to_str(pretty=True))
+        write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     theirs = {their_name(name): turned(name, weight.detach()) for name, weight in gpt.named_parameters()}
     weights = {f"transformer.{name}": weight.contiguous() for name, weight in theirs.items()}

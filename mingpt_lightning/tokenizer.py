@@ -20,7 +20,7 @@ from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.text import code_points, describe, unicode
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer as Library
+    from tokenizers import Tokenizer as Backend
 
 
 class Tokenizer(ABC):
@@ -56,17 +56,17 @@ class Tokenizer(ABC):
         """The text of tokens that come one by one, in pieces of whole characters; joined, they are `decode` of all."""
         yield self.decode(list(tokens))
 
-    def hugging_face(self) -> "Library | None":
+    def hugging_face(self) -> "Backend | None":
         """The same tokenizer for the `tokenizers` library and transformers; None for a notation of one task."""
         return None
 
     def save(self, folder: str | Path) -> None:
         """Write a tokenizer.json, which `read_tokenizer` and transformers read. Raises UserError if it can't be one."""
-        library = self.hugging_face()
-        if library is None:
+        backend = self.hugging_face()
+        if backend is None:
             raise UserError(f"tokenizer '{self.name}' has a notation of its own", "tokenizer", "Save its `state`.")
         Path(folder).mkdir(parents=True, exist_ok=True)
-        library.save(str(Path(folder) / "tokenizer.json"))
+        backend.save(str(Path(folder) / "tokenizer.json"))
 
     def state(self) -> dict[str, Any]:
         """Plain data from which `from_state` makes an equal tokenizer."""
@@ -134,19 +134,19 @@ class CharTokenizer(Tokenizer):
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         return (self.decode([token]) for token in tokens)
 
-    def hugging_face(self) -> "Library":
+    def hugging_face(self) -> "Backend":
         """A word-level tokenizer whose words are characters. Raises UserError for a vocabulary that isn't Unicode."""
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
         characters = unicode(self.arguments["characters"], "characters")
         unknown = self.on_unknown if len(self.on_unknown) == 1 else "<unk>"  # which isn't there: an error
-        library = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=unknown))
+        backend = Tokenizer(models.WordLevel({c: i for i, c in enumerate(characters)}, unk_token=unknown))
         if self.on_unknown == "skip":
             known = "".join(f"\\x{{{ord(c):x}}}" for c in characters)
-            library.normalizer = normalizers.Replace(Regex(f"[^{known}]"), "")
-        library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-        library.decoder = decoders.Fuse()
-        return library
+            backend.normalizer = normalizers.Replace(Regex(f"[^{known}]"), "")
+        backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        backend.decoder = decoders.Fuse()
+        return backend
 
 
 class BPETokenizer(Tokenizer):
@@ -162,12 +162,12 @@ class BPETokenizer(Tokenizer):
     name = "bpe"
 
     def __init__(self, tokenizer: str):
-        self.library = bpe.load(tokenizer)
-        self.end_of_text: int | None = self.library.token_to_id(bpe.END_OF_TEXT)
+        self.backend = bpe.load(tokenizer)
+        self.end_of_text: int | None = self.backend.token_to_id(bpe.END_OF_TEXT)
         if self.end_of_text is not None:
-            self.library.add_special_tokens([bpe.END_OF_TEXT])  # which vocab.json doesn't say
+            self.backend.add_special_tokens([bpe.END_OF_TEXT])  # which vocab.json doesn't say
             self.start_token, self.stop_tokens = self.end_of_text, (self.end_of_text,)
-        super().__init__(tokenizer=self.library.to_str())
+        super().__init__(tokenizer=self.backend.to_str())
         if not bpe.is_byte_level(self.arguments["tokenizer"]) or self.decode(self.encode(bpe.PROBE)) != bpe.PROBE:
             what = "this tokenizer is not byte-level BPE, or doesn't give back each text as it was"
             raise UserError(what, "tokenizer", "Use one like GPT-2's: no normaliser, no added spaces.")
@@ -193,21 +193,21 @@ class BPETokenizer(Tokenizer):
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of each token; those of a special token are its name."""
-        return bpe.token_bytes(self.library)
+        return bpe.token_bytes(self.backend)
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
         """How many bytes of text each token stands for, (vocab_size,) int64; 0 for special tokens."""
         lengths = np.array([len(text) for text in self.token_bytes])
-        lengths[[token for token, added in self.library.get_added_tokens_decoder().items() if added.special]] = 0
+        lengths[[token for token, added in self.backend.get_added_tokens_decoder().items() if added.special]] = 0
         return lengths
 
     def encode(self, text: str) -> list[int]:
-        return self.library.encode(unicode(text, "prompt"), add_special_tokens=False).ids
+        return self.backend.encode(unicode(text, "prompt"), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of many texts, on all cores: a uint32 array for each."""
-        encodings = self.library.encode_batch_fast([unicode(text, "text") for text in texts], add_special_tokens=False)
+        encodings = self.backend.encode_batch_fast([unicode(text, "text") for text in texts], add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -222,7 +222,7 @@ class BPETokenizer(Tokenizer):
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def hugging_face(self) -> "Library":
+    def hugging_face(self) -> "Backend":
         return bpe.load(self.arguments["tokenizer"])
 
     def show(self, text: str) -> str:
@@ -230,7 +230,7 @@ class BPETokenizer(Tokenizer):
 
         No merge crosses the border of a piece. Tokens are written as in the vocabulary, where "Ġ" is a space.
         """
-        return bpe.table(self.library, self.token_bytes, unicode(text, "text"))
+        return bpe.table(self.backend, self.token_bytes, unicode(text, "text"))
 
 
 def read_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:

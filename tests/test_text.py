@@ -320,14 +320,14 @@ WORDS = [
 @pytest.fixture(scope="module", params=PATTERNS)
 def any_bpe(request: pytest.FixtureRequest) -> BPETokenizer:
     """Tokenizers with different notions of a piece; the last one merges across words."""
-    library = BPETokenizer.train([], 257).hugging_face()
+    backend = BPETokenizer.train([], 257).hugging_face()
     if pattern := PATTERNS[request.param]:
         split = pre_tokenizers.Split(Regex(pattern), "isolated")
-        library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
-    library.train_from_iterator([" ".join(WORDS * 9), "".join(WORDS * 9), "".join(WORDS[::-1] * 9)], trainer)
-    return BPETokenizer(library.to_str())
+    backend.train_from_iterator([" ".join(WORDS * 9), "".join(WORDS * 9), "".join(WORDS[::-1] * 9)], trainer)
+    return BPETokenizer(backend.to_str())
 
 
 @given(

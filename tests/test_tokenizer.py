@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
-from tokenizers import Tokenizer as Library
+from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mingpt_lightning import CharTokenizer, Tokenizer, UserError
@@ -125,7 +125,7 @@ def test_characters_come_back_from_a_folder(chars: tuple[CharTokenizer, Path, An
 
 
 def test_words_are_no_characters(tmp_path: Path) -> None:
-    Library(models.WordLevel({"ab": 0, "c": 1}, unk_token="c")).save(str(tmp_path / "tokenizer.json"))
+    Backend(models.WordLevel({"ab": 0, "c": 1}, unk_token="c")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(UserError, match=r"the words of .* are not characters"):
         read_tokenizer(tmp_path)
     with pytest.raises(UserError, match="not byte-level BPE"):
@@ -312,21 +312,21 @@ def test_what_is_missing_or_damaged_is_named(tmp_path: Path) -> None:
         read_tokenizer(tmp_path)
 
 
-def spoil(change: Callable[[Library], Any]) -> Callable[[Library], Library]:
-    """A library with one thing changed."""
+def spoil(change: Callable[[Backend], Any]) -> Callable[[Backend], Backend]:
+    """A backend with one thing changed."""
 
-    def apply(library: Library) -> Library:
-        change(library)
-        return library
+    def apply(backend: Backend) -> Backend:
+        change(backend)
+        return backend
 
     return apply
 
 
-def without_a_byte(library: Library) -> Library:
-    parts = json.loads(library.to_str())
+def without_a_byte(backend: Backend) -> Backend:
+    parts = json.loads(backend.to_str())
     parts["model"]["vocab"]["unused"] = parts["model"]["vocab"].pop("Ċ")
     parts["model"]["merges"] = [pair for pair in parts["model"]["merges"] if "Ċ" not in "".join(pair)]
-    return Library.from_str(json.dumps(parts))
+    return Backend.from_str(json.dumps(parts))
 
 
 @pytest.mark.parametrize(
@@ -339,22 +339,22 @@ def without_a_byte(library: Library) -> Library:
         spoil(lambda it: setattr(it.model, "dropout", 0.1)),
         spoil(lambda it: it.add_special_tokens([AddedToken("<mask>", lstrip=True)])),
         without_a_byte,
-        lambda _: Library(models.Unigram([("a", 0.0)])),
+        lambda _: Backend(models.Unigram([("a", 0.0)])),
     ],
 )
-def test_what_loses_text_is_refused(bpe: BPETokenizer, change: Callable[[Library], Library]) -> None:
+def test_what_loses_text_is_refused(bpe: BPETokenizer, change: Callable[[Backend], Backend]) -> None:
     with pytest.raises(UserError, match="not byte-level BPE, or doesn't give back each text"):
         BPETokenizer(change(bpe.hugging_face()).to_str())
 
 
 def test_other_pieces_are_fine_and_limits_are_lifted(bpe: BPETokenizer) -> None:
-    library = bpe.hugging_face()
-    library.enable_truncation(3)
-    library.enable_padding(length=50)
+    backend = bpe.hugging_face()
+    backend.enable_truncation(3)
+    backend.enable_padding(length=50)
     split = pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+|\s+|."), "isolated")
-    library.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
-    library.decoder = decoders.ByteLevel()
-    tokenizer = BPETokenizer(library.to_str())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = BPETokenizer(backend.to_str())
     assert tokenizer.decode(tokenizer.encode("no limit, 12345 tokens " + ODD)) == "no limit, 12345 tokens " + ODD
 
 

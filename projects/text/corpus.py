@@ -160,8 +160,8 @@ def parquet_rows(file: Path, field: str) -> Iterator[str]:
 
 def splits_words(tokenizer: BPETokenizer) -> bool:
     """Whether a tokenizer parts words at spaces and line ends before it merges anything, as nearly all do."""
-    pieces = tokenizer.library.pre_tokenizer.pre_tokenize_str("a b\nc 1\n2")
-    names = tokenizer.library.get_added_tokens_decoder().values()
+    pieces = tokenizer.backend.pre_tokenizer.pre_tokenize_str("a b\nc 1\n2")
+    names = tokenizer.backend.get_added_tokens_decoder().values()
     return {1, 3, 5, 7} <= {start for _, (start, _) in pieces} and not any(re.search(r"\s", n.content) for n in names)
 
 
