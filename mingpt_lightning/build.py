@@ -4,7 +4,6 @@ The only place that calls Hydra's `instantiate`; what goes wrong in there is the
 """
 
 import inspect
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,10 @@ from omegaconf import DictConfig, OmegaConf
 from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
+from mingpt_lightning.device import fast_dtype
 from mingpt_lightning.errors import CheckpointError, UserError, nearest
-from mingpt_lightning.inference import fast_dtype
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.tokenizer import read_tokenizer
-
-THREADS = torch.get_num_threads()
 
 
 def build(node: Any, where: str, **arguments: Any) -> Any:
@@ -81,15 +78,6 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
     return build(settings, "trainer", **arguments)
-
-
-def set_threads(n_embd: int) -> None:
-    """One CPU thread for a narrow model, unless OMP_NUM_THREADS is set; otherwise torch's choice.
-
-    The operations of a narrow model take microseconds: a second thread gains a quarter on an idle machine, and loses
-    more than half where anything else runs, because the threads wait for each other.
-    """
-    torch.set_num_threads(1 if n_embd < 128 and "OMP_NUM_THREADS" not in os.environ else THREADS)
 
 
 def device_for(accelerator: str) -> str:

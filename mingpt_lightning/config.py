@@ -26,6 +26,7 @@ ALSO_ACCEPTED: dict[str, tuple[type, ...]] = {
     "trainer.fast_dev_run": (int,),
     "trainer.val_check_interval": (float, str),
     "optimized_metric": (),
+    "compile": (bool,),
 }
 """Types that a key takes beside the type of its default."""
 
@@ -61,6 +62,8 @@ def check(cfg: DictConfig) -> None:
                 check_type(override.key_or_group, OmegaConf.select(cfg, override.key_or_group), default)
     if isinstance(cfg.model, DictConfig) and {"n_layer", "n_head", "n_embd"} <= set(cfg.model):
         check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, cfg.model.get("dropout", 0.0))
+    if cfg.compile not in (True, False, "auto"):
+        raise UserError(f"compile={cfg.compile} is not possible", "compile", "Use true, false or auto.")
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} is out of range", "seed", "Use 0 to 4294967295.")
 

@@ -143,7 +143,7 @@ def decode(
                 hidden = gpt.hidden(tokens[every_row, [end - 1 for end in ends]][:, None], cache)[:, -1]
             if unread:
                 hidden[unread] = read(gpt, [tokens[row, starts[row] : ends[row]] for row in unread], unread, cache)
-            logits = gpt.head(hidden).float()
+            logits = gpt.logits(hidden).float()
         column = choose(logits, sampling, uniform[:, step] if uniform.numel() else None, seen)
         yield column
         tokens[every_row, ends] = column

@@ -1,10 +1,12 @@
-"""GPT: tokens in, next-token logits out. Pure torch, and exactly GPT-2.
+"""GPT: tokens in, next-token logits out. Pure torch, and exactly GPT-2 unless told otherwise.
 
 Notable: pre-LayerNorm, tanh GELU, learned positions, biases everywhere, output matrix tied to the token embedding,
-attention through `scaled_dot_product_attention` (no mask is stored, whatever the block size). It knows nothing of
-losses, optimizers, tokenizers or Lightning.
+attention through `scaled_dot_product_attention` (no mask is stored, whatever the block size). What newer models do
+instead is a named choice of the constructor, which picks a layer; no forward asks for it. It knows nothing of losses,
+optimizers, tokenizers or Lightning.
 
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3.
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; for the newer choices,
+Jordan et al. 2024, "modded-nanogpt".
 
 Shapes: B batch, T time, V vocabulary, C channels (n_embd), H heads, D head size (C = H * D).
 """
@@ -19,19 +21,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest, require_positive
+from mingpt_lightning.errors import UserError, check_gpt_sizes, require_positive
+from mingpt_lightning.layers import (
+    ACTIVATIONS,
+    NORMS,
+    POSITIONS,
+    Activation,
+    LearnedPositions,
+    Norm,
+    Position,
+    Softcap,
+    Unchanged,
+    choose,
+)
 
 if TYPE_CHECKING:
     from mingpt_lightning.cache import Cache
     from mingpt_lightning.tokenizer import Tokenizer
-
-Activation = Literal["gelu_tanh", "gelu", "relu", "silu"]
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),
-    "gelu": nn.GELU,
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-}
 
 Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 """Takes the keys and values of new tokens, returns those of all tokens so far, and which of them each row may see."""
@@ -40,17 +46,29 @@ Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 class CausalSelfAttention(nn.Module):
     """Every position looks at itself and at what came before it."""
 
-    def __init__(self, n_embd: int, n_head: int, dropout: float = 0.0):
+    def __init__(
+        self,
+        n_embd: int,
+        n_head: int,
+        dropout: float = 0.0,
+        *,
+        bias: bool = True,
+        qk_norm: nn.Module | None = None,
+        rotate: nn.Module | None = None,
+    ):
         super().__init__()
         self.n_head = n_head
         self.dropout = dropout
-        self.qkv = nn.Linear(n_embd, 3 * n_embd)
-        self.proj = nn.Linear(n_embd, n_embd)
+        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias)
+        self.qk_norm = qk_norm or Unchanged()
+        self.rotate = rotate or Unchanged()
+        self.proj = nn.Linear(n_embd, n_embd, bias)
 
-    def forward(self, x: Tensor, remember: Remember | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, remember: Remember | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        mask = None
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
+        q, k = self.rotate(self.qk_norm(qkv[:2]), positions)
+        v, mask = qkv[2], None
         if remember is not None:
             k, v, mask = remember(k, v)  # (B, H, tokens so far, D)
         dropout = self.dropout if self.training else 0.0
@@ -61,13 +79,13 @@ class CausalSelfAttention(nn.Module):
 class MLP(nn.Module):
     """The position-wise feed-forward layer: four times as wide inside."""
 
-    def __init__(self, n_embd: int, n_inner: int | None = None, activation: Activation = "gelu_tanh"):
+    def __init__(
+        self, n_embd: int, n_inner: int | None = None, activation: Activation = "gelu_tanh", *, bias: bool = True
+    ):
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise UserError(f"activation={activation} is not known", "activation", nearest(activation, ACTIVATIONS))
-        self.fc = nn.Linear(n_embd, n_inner or 4 * n_embd)
-        self.activation = ACTIVATIONS[activation]()
-        self.proj = nn.Linear(n_inner or 4 * n_embd, n_embd)
+        self.fc = nn.Linear(n_embd, n_inner or 4 * n_embd, bias)
+        self.activation = choose("activation", activation, ACTIVATIONS)()
+        self.proj = nn.Linear(n_inner or 4 * n_embd, n_embd, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(self.activation(self.fc(x)))
@@ -76,32 +94,36 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One Transformer layer: communicate, then compute, each on a residual branch."""
 
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, norm_eps: float = 1e-5, dropout: float = 0.0):
+    def __init__(self, attn: CausalSelfAttention, mlp: MLP, make_norm: Callable[[], nn.Module], dropout: float = 0.0):
         super().__init__()
-        n_embd = attn.proj.out_features
-        self.norm_1 = nn.LayerNorm(n_embd, eps=norm_eps)
+        self.norm_1 = make_norm()
         self.attn = attn
-        self.norm_2 = nn.LayerNorm(n_embd, eps=norm_eps)
+        self.norm_2 = make_norm()
         self.mlp = mlp
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def forward(self, x: Tensor, remember: Remember | None = None) -> Tensor:
-        x = x + self.dropout(self.attn(self.norm_1(x), remember))
+    def forward(self, x: Tensor, positions: Tensor, remember: Remember | None = None) -> Tensor:
+        x = x + self.dropout(self.attn(self.norm_1(x), positions, remember))
         x = x + self.dropout(self.mlp(self.norm_2(x)))
         return x
 
 
 class GPT(nn.Module):
-    """A GPT-2 of any size.
+    """A GPT-2 of any size, or a newer one by named choices.
 
     vocab_size: how many different tokens there are. block_size: the longest sequence, in tokens.
     n_layer, n_head, n_embd: depth, heads per layer and width; n_embd is divisible by n_head.
     dropout: one rate for the three usual places, or a rate for each: after the embeddings, on the attention weights,
     and at the end of each residual branch.
-    n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm_eps: of the LayerNorms.
+    n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: what keeps each
+    layer's input at one scale. bias: of all linear layers and LayerNorms. position: how the model knows where a token
+    is, by a learned vector or by turning queries and keys. qk_norm: keeps queries and keys at one scale, too (Henry et
+    al. 2020, "Query-Key Normalization"). init: "zero_residual" lets each residual branch start from nothing (Zhang et
+    al. 2019, "Fixup"). tie_embeddings: one matrix reads tokens in and writes them out. logit_softcap: logits stay
+    within plus and minus it.
 
     Raises UserError (a ValueError) when a size is not positive, n_embd is not divisible by n_head, dropout is not in
-    [0, 1), or the activation is not known.
+    [0, 1), or a name is not known.
 
     >>> gpt = GPT(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)  # GPT-2, 124 M parameters
     >>> gpt(torch.zeros(1, 5, dtype=torch.long)).shape
@@ -119,7 +141,14 @@ class GPT(nn.Module):
         dropout: float | Sequence[float] = 0.0,
         n_inner: int | None = None,
         activation: Activation = "gelu_tanh",
+        norm: Norm = "layernorm",
         norm_eps: float = 1e-5,
+        bias: bool = True,
+        position: Position = "learned",
+        qk_norm: bool = False,
+        init: Literal["gpt2", "zero_residual"] = "gpt2",
+        tie_embeddings: bool = True,
+        logit_softcap: float | None = None,
     ):
         super().__init__()
         check_gpt_sizes(n_layer, n_head, n_embd, dropout)
@@ -133,20 +162,35 @@ class GPT(nn.Module):
             "dropout": list(dropout) if isinstance(dropout, Sequence) else dropout,
             "n_inner": n_inner,
             "activation": activation,
+            "norm": norm,
             "norm_eps": norm_eps,
+            "bias": bias,
+            "position": position,
+            "qk_norm": qk_norm,
+            "init": init,
+            "tie_embeddings": tie_embeddings,
+            "logit_softcap": logit_softcap,
         }
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3
+        add_position, rotate = choose("position", position, POSITIONS)
+        D = n_embd // n_head
+        make_norm = partial(choose("norm", norm, NORMS), n_embd, eps=norm_eps, bias=bias)
+
+        def make_block() -> Block:
+            layers = {"rotate": rotate(D, block_size), "qk_norm": nn.RMSNorm(D, norm_eps) if qk_norm else Unchanged()}
+            attention = CausalSelfAttention(n_embd, n_head, attn, bias=bias, **layers)
+            return Block(attention, MLP(n_embd, n_inner, activation, bias=bias), make_norm, residual)
+
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
-        self.position_embedding = nn.Embedding(block_size, n_embd)
+        self.position_embedding = add_position(block_size, n_embd)
         self.dropout = nn.Dropout(embd) if embd else nn.Identity()
-        self.blocks = nn.ModuleList(
-            Block(CausalSelfAttention(n_embd, n_head, attn), MLP(n_embd, n_inner, activation), norm_eps, residual)
-            for _ in range(n_layer)
-        )
-        self.norm = nn.LayerNorm(n_embd, eps=norm_eps)
+        self.blocks = nn.ModuleList(make_block() for _ in range(n_layer))
+        self.norm = make_norm()
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
-        self.head.weight = self.token_embedding.weight  # one matrix reads tokens in and writes them out
-        self.init_weights()
+        if tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+        self.softcap = Unchanged() if logit_softcap is None else Softcap(logit_softcap)
+        choose("init", init, {"gpt2": self.init_weights, "zero_residual": self.init_zero_residual})()
 
     def init_weights(self) -> None:
         """Draw all weights anew: N(0, 0.02), zero biases, residual projections scaled by 1/sqrt(2 * n_layer).
@@ -160,12 +204,24 @@ class GPT(nn.Module):
                 residual = name.endswith("proj.weight")
                 nn.init.normal_(weight, std=0.02 / math.sqrt(2 * len(self.blocks)) if residual else 0.02)
             else:
-                nn.init.ones_(weight)  # the LayerNorm gains
+                nn.init.ones_(weight)  # the gains of norms
+
+    def init_zero_residual(self) -> None:
+        """The same, but every residual branch ends in zeros, and so does an untied head.
+
+        Matrices are N(0, 1 / width of their input), as Muon likes them. Source: Jordan et al. 2024, "modded-nanogpt".
+        """
+        self.init_weights()
+        for name, weight in self.blocks.named_parameters():
+            if name.endswith("proj.weight"):
+                nn.init.zeros_(weight)
+        if not self.config["tie_embeddings"]:
+            nn.init.zeros_(self.head.weight)
 
     @property
     def block_size(self) -> int:
         """The longest sequence, in tokens."""
-        return self.position_embedding.num_embeddings
+        return self.config["block_size"]
 
     @property
     def n_parameters(self) -> int:
@@ -178,17 +234,21 @@ class GPT(nn.Module):
         tokens: (B, T) int64 ids in [0, vocab_size), T at most block_size. Returns (B, T, V), unnormalised.
         Raises UserError, naming both lengths, when T exceeds block_size.
         """
-        return self.head(self.hidden(tokens))
+        return self.logits(self.hidden(tokens))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `hidden` makes of tokens, as logits: (..., C) -> (..., V)."""
+        return self.softcap(self.head(hidden))
 
     def hidden(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """What the head turns into logits: (B, T) -> (B, T, C). With a cache, `tokens` follow what it has read."""
+        """What `logits` takes: (B, T) -> (B, T, C). With a cache, `tokens` follow what it has read."""
         T = tokens.shape[1]
         if self.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it.")
         positions = torch.arange(T, device=tokens.device) if cache is None else cache.advance(T)
-        x = self.dropout(self.token_embedding(tokens) + self.position_embedding(positions))
+        x = self.dropout(self.position_embedding(self.token_embedding(tokens), positions))
         for i, block in enumerate(self.blocks):
-            x = block(x, cache and partial(cache.extend, i))
+            x = block(x, positions, cache and partial(cache.extend, i))
         return self.norm(x)
 
     def generate(self, tokens: Tensor | Sequence[Tensor], max_new_tokens: int, **options: Any) -> Any:
@@ -219,8 +279,9 @@ class GPT(nn.Module):
         if block_size > self.block_size:
             what = f"block_size={block_size} is more than the {self.block_size} positions of the model"
             raise UserError(what, "block_size", f"Use {self.block_size} or less.")
-        weight = self.position_embedding.weight.detach()[:block_size].clone()
-        self.position_embedding = nn.Embedding.from_pretrained(weight, freeze=False)
+        if isinstance(self.position_embedding, LearnedPositions):
+            weight = self.position_embedding.weight.detach()[:block_size].clone()
+            self.position_embedding = LearnedPositions.from_pretrained(weight, freeze=False)
         self.config["block_size"] = block_size
 
     def grow_vocabulary(self, vocab_size: int) -> None:

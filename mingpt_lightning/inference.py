@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from mingpt_lightning.device import NARROW, fast_dtype
 from mingpt_lightning.errors import UserError, nearest
 from mingpt_lightning.gpt import GPT
 
@@ -17,9 +18,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ROWS = 16
 """For how many rows oneDNN orders a matrix; measured, the order for 16 is as good for 1 and for 512."""
-
-NARROW = 256
-"""Below this width bfloat16 and another order gain nothing."""
 
 
 class PackedLinear(nn.Module):
@@ -38,18 +36,6 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.after)
-
-
-def fast_dtype(device: torch.device, n_embd: int) -> torch.dtype:
-    """bfloat16 where the device has instructions for it and the matrices are wide enough to gain, else float32."""
-    match device.type:
-        case "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        case "cpu":
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        case _:
-            fast = False
-    return torch.bfloat16 if fast and n_embd >= NARROW else torch.float32
 
 
 def prepare(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> GPT:

@@ -19,7 +19,8 @@ from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
-from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, decay_groups, lr_for_width
+from mingpt_lightning.loss import cross_entropy_sum, rows_at_once
+from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
 from mingpt_lightning.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 
@@ -64,14 +65,13 @@ class LanguageModel(pl.LightningModule):
         """Next-token logits: (B, T) -> (B, T, V)."""
         return self.gpt(tokens)
 
-    def loss_sum(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """The summed loss in nats, and the number of tokens that it sums over."""
-        logits = logits.flatten(0, 1).float()
-        return F.cross_entropy(logits, targets.flatten(), reduction="sum"), (targets != IGNORE).sum()
+    def loss_sum(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss of a batch in nats, and the number of tokens that it sums over."""
+        return cross_entropy_sum(self.gpt, self.gpt.hidden(inputs), targets), (targets != IGNORE).sum()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
-        total, tokens = self.loss_sum(self.gpt(inputs), targets)
+        total, tokens = self.loss_sum(inputs, targets)
         loss = total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
         self.train_loss = loss.detach()
         self.tokens_seen += inputs.numel()
@@ -93,8 +93,14 @@ class LanguageModel(pl.LightningModule):
     def evaluate(self, batch: Batch) -> Tensor:
         """Sums over a batch: loss in nats, tokens, sequences with every target right, sequences, bytes of text."""
         inputs, targets = batch
-        logits = self.gpt(inputs)
-        total, tokens = self.loss_sum(logits, targets)
+        rows = max(1, rows_at_once(inputs.device, self.gpt.config["vocab_size"]) // inputs.shape[1])
+        pieces = zip(self.gpt.hidden(inputs).split(rows), targets.split(rows), strict=True)
+        return torch.stack([self.evaluate_piece(self.gpt.logits(hidden), wanted) for hidden, wanted in pieces]).sum(0)
+
+    def evaluate_piece(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """What `evaluate` returns, of some sequences."""
+        total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum")
+        tokens = (targets != IGNORE).sum()
         # Greedy decoding goes wrong at the first target that is not the likeliest token, and only there.
         right = ((logits.argmax(dim=-1) == targets) | (targets == IGNORE)).all(dim=1)
         length = tokens  # where each token is one
@@ -141,6 +147,15 @@ class LanguageModel(pl.LightningModule):
         """Every metric that training logs and a callback can monitor."""
         return ["train/loss", *(f"val/{name}" for name in self.evaluation_metrics())]
 
+    def compile_blocks(self) -> None:
+        """Compile each block by itself, for training: the same code for all of them, compiled once.
+
+        In place, so that checkpoints keep their names. Generation, whose shapes grow, runs as before.
+        """
+        for block in self.gpt.blocks:
+            block.compile(dynamic=False)
+
+    @torch.compiler.set_stance("force_eager")
     def solve(self, batch: Batch) -> list[tuple[str, bool]]:
         """Each problem of a batch with the greedy answer, as people write it, and whether that is right.
 
@@ -154,6 +169,7 @@ class LanguageModel(pl.LightningModule):
         right = (completed == sequences).all(dim=1).tolist()
         return list(zip(map(self.tokenizer.decode, completed.tolist()), right, strict=True))
 
+    @torch.compiler.set_stance("force_eager")
     def complete(self, prompt: str, max_new_tokens: int, num_samples: int = 1, **options: Any) -> list[str]:
         """Samples of a prompt and its continuation, as text; options as for `completion.complete`."""
         assert self.tokenizer is not None
@@ -162,7 +178,7 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         try:
-            optimizer = self.optimizer(decay_groups(self.gpt))
+            optimizer = self.optimizer(parameter_groups(self.gpt))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
         total = self.total_steps()
@@ -201,6 +217,10 @@ class LanguageModel(pl.LightningModule):
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        super().optimizer_step(*arguments, **more)
+        self.zero_grad()  # Lightning would keep the gradients through the next forward pass
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         from mingpt_lightning import __version__

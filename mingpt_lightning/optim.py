@@ -1,4 +1,4 @@
-"""What an optimizer needs beyond torch: decay groups, and learning-rate schedules as pure functions of the step.
+"""What an optimizer needs beyond torch: parameter groups, and learning-rate schedules as pure functions of the step.
 
 A schedule maps (step, total_steps) to a factor in [0, 1] of the peak learning rate; `LanguageModel` applies it after
 every optimizer step. Adding one takes a function here (or anywhere) and a YAML in `configs/scheduler/`.
@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
     from torch.optim import Optimizer
+
+    from mingpt_lightning.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], "Optimizer"]
 """Makes an optimizer of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`."""
@@ -23,16 +25,22 @@ Schedule = Callable[[int, int], float]
 """(step, total_steps) -> factor of the peak learning rate."""
 
 
-def decay_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices, which take the optimizer's weight decay, and the rest, which take none.
+def parameter_groups(gpt: GPT) -> list[dict[str, Any]]:
+    """Three groups by name: "hidden", the matrices inside of blocks; "embeddings", all other matrices; "vectors".
 
-    Embeddings are matrices; biases and LayerNorm gains are not. A tied matrix is in its group once.
-    Source: nanoGPT, `GPT.configure_optimizers`.
+    Vectors (biases, the gains of norms) take no weight decay. A tied matrix is in its group once.
+    Source: nanoGPT, `GPT.configure_optimizers`; the difference between matrices is Muon's.
     """
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    hidden: list[Tensor] = []
+    embeddings: list[Tensor] = []
+    vectors: list[Tensor] = []
+    for name, weight in gpt.named_parameters():
+        if weight.requires_grad:
+            (vectors if weight.dim() < 2 else hidden if name.startswith("blocks.") else embeddings).append(weight)
     return [
-        {"params": [weight for weight in weights if weight.dim() >= 2]},
-        {"params": [weight for weight in weights if weight.dim() < 2], "weight_decay": 0.0},
+        {"name": "hidden", "params": hidden},
+        {"name": "embeddings", "params": embeddings},
+        {"name": "vectors", "params": vectors, "weight_decay": 0.0},
     ]
 
 
@@ -57,6 +65,17 @@ def cosine(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0
 def linear(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
     """Linear warm-up over the first `warmup` share of the steps, then a straight line down to `floor`."""
     return _warm(step, total_steps, warmup) or 1 - (1 - floor) * _progress(step, total_steps, warmup)
+
+
+def wsd(step: int, total_steps: int, *, warmup: float = 0.0, decay: float = 0.5, floor: float = 0.0) -> float:
+    """Warm-up, stable, decay: the peak until the last `decay` share of all steps, then a straight line to `floor`.
+
+    Source: Hu et al. 2024, "MiniCPM", section 4.
+    """
+    if (factor := _warm(step, total_steps, warmup)) is not None:
+        return factor
+    left = max(0, total_steps - step) / max(1, decay * total_steps)
+    return floor + (1 - floor) * min(1.0, left)
 
 
 def constant(step: int, total_steps: int, *, warmup: float = 0.0) -> float:

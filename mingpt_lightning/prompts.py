@@ -11,10 +11,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.build import device_for, read_system, set_threads
+from mingpt_lightning.build import device_for, read_system
 from mingpt_lightning.callbacks import console
 from mingpt_lightning.cli import say
 from mingpt_lightning.completion import check_stop, complete, stream
+from mingpt_lightning.device import keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, require_positive
 from mingpt_lightning.generation import Sampling
 from mingpt_lightning.inference import prepare
@@ -48,6 +49,7 @@ def generate(cfg: DictConfig) -> None:
     if (cfg.top_k or 0) > sizes["vocab_size"]:
         console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
     set_threads(sizes["n_embd"])
+    keep_memory()
     prepare(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
     options = {"stop": stop, "stop_tokens": stop_tokens, "copies": Counter(), **sampling}
 

@@ -27,11 +27,11 @@ from mingpt_lightning.build import (
     read_named,
     read_system,
     run_folder,
-    set_threads,
 )
 from mingpt_lightning.callbacks import StopOnSignal, console
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.datamodule import SequenceDataModule
+from mingpt_lightning.device import compile_pays, keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.prompts import generate
@@ -55,9 +55,15 @@ def fit(cfg: DictConfig) -> float | None:
     stop = StopOnSignal()
     trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False)
     set_threads(gpt.config["n_embd"])
+    keep_memory()
+    device, compiled = trainer.strategy.root_device, cfg.compile
+    if compiled == "auto":
+        compiled = compile_pays(device, gpt.config["n_embd"], trainer.max_steps)
+    if compiled:
+        system.compile_blocks()
     console.print(
-        f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
-        f"{torch.get_num_threads()} threads"
+        f"GPT of {gpt.n_parameters:,} parameters on {device}, {trainer.precision}, "
+        f"{torch.get_num_threads()} threads{', compiled' if compiled else ''}"
     )
     trainer.fit(system, datamodule=datamodule)
 

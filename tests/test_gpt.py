@@ -4,6 +4,7 @@ import copy
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -199,15 +200,19 @@ def test_dropout_reaches_the_embeddings_and_the_branches(make_gpt: MakeGPT) -> N
     gpt = make_gpt(dropout=nearly_all)
     assert not gpt(tokens_of(gpt)).any()  # nothing is left of the embeddings, and the norm's bias is 0
     x = torch.randn(2, 8, 16)
-    block = Block(CausalSelfAttention(16, 2), MLP(16), dropout=nearly_all)
-    assert torch.equal(block(x), x)  # only the residual stream is left
+    block = Block(CausalSelfAttention(16, 2), MLP(16), partial(torch.nn.LayerNorm, 16), dropout=nearly_all)
+    assert torch.equal(block(x, torch.arange(8)), x)  # only the residual stream is left
 
 
 def test_dropout_reaches_the_attention_weights() -> None:
-    attention, x = CausalSelfAttention(n_embd=16, n_head=2, dropout=0.5), torch.randn(2, 8, 16)
-    assert not torch.equal(attention(x), attention(x))
+    attention, x, positions = (
+        CausalSelfAttention(n_embd=16, n_head=2, dropout=0.5),
+        torch.randn(2, 8, 16),
+        torch.arange(8),
+    )
+    assert not torch.equal(attention(x, positions), attention(x, positions))
     attention.eval()
-    assert torch.equal(attention(x), attention(x))
+    assert torch.equal(attention(x, positions), attention(x, positions))
 
 
 def test_the_state_holds_weights_only(make_gpt: MakeGPT) -> None:

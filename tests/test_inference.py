@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mingpt_lightning import GPT, UserError
-from mingpt_lightning.inference import NARROW, fast_dtype, prepare
+from mingpt_lightning.device import NARROW, fast_dtype
+from mingpt_lightning.inference import prepare
 
 MakeGPT = Callable[..., GPT]
 WIDE = {"n_embd": NARROW, "n_head": 4, "n_layer": 2, "vocab_size": 50, "block_size": 40, "scale": 2.0}

@@ -13,7 +13,21 @@ PACKAGE = ROOT / "mingpt_lightning"
 
 LAYERS = [
     {
-        *("errors", "shuffle", "optim", "gpt", "cache", "generation", "inference", "hub", "pretrained"),
+        *(
+            "errors",
+            "shuffle",
+            "optim",
+            "device",
+            "muon",
+            "loss",
+            "layers",
+            "gpt",
+            "cache",
+            "generation",
+            "inference",
+            "hub",
+            "pretrained",
+        ),
         *("text", "bpe", "tokenizer", "completion"),
     },
     {"language_model", "datamodule", "callbacks", "checkpoint"},

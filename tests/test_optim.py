@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mingpt_lightning import GPT
-from mingpt_lightning.optim import Schedule, constant, cosine, decay_groups, linear, lr_for_width
+from mingpt_lightning.optim import Schedule, constant, cosine, linear, lr_for_width, parameter_groups
 
 MakeGPT = Callable[..., GPT]
 
@@ -19,7 +19,7 @@ def test_matrices_decay_and_nothing_else(make_gpt: MakeGPT) -> None:
     with torch.no_grad():
         for weight in gpt.parameters():
             weight.fill_(1.0)
-    optimizer = torch.optim.SGD(decay_groups(gpt), lr=1.0, weight_decay=0.25)
+    optimizer = torch.optim.SGD(parameter_groups(gpt), lr=1.0, weight_decay=0.25)
     for weight in gpt.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
@@ -30,7 +30,7 @@ def test_matrices_decay_and_nothing_else(make_gpt: MakeGPT) -> None:
 
 def test_every_weight_is_in_one_group_once(make_gpt: MakeGPT) -> None:
     gpt = make_gpt()
-    grouped = [weight for group in decay_groups(gpt) for weight in group["params"]]
+    grouped = [weight for group in parameter_groups(gpt) for weight in group["params"]]
     assert sorted(map(id, grouped)) == sorted(map(id, gpt.parameters()))
     assert sum(weight.numel() for weight in grouped) == gpt.n_parameters
     assert sum(weight is gpt.head.weight for weight in grouped) == 1
@@ -39,14 +39,14 @@ def test_every_weight_is_in_one_group_once(make_gpt: MakeGPT) -> None:
 def test_a_frozen_weight_is_left_out(make_gpt: MakeGPT) -> None:
     gpt = make_gpt()
     gpt.position_embedding.requires_grad_(False)
-    grouped = [weight for group in decay_groups(gpt) for weight in group["params"]]
+    grouped = [weight for group in parameter_groups(gpt) for weight in group["params"]]
     assert len(grouped) == len(list(gpt.parameters())) - 1
     assert all(weight is not gpt.position_embedding.weight for weight in grouped)
 
 
 def test_no_decay_means_none(make_gpt: MakeGPT) -> None:
-    groups = torch.optim.AdamW(decay_groups(make_gpt()), weight_decay=0.0).param_groups
-    assert [group["weight_decay"] for group in groups] == [0.0, 0.0]
+    groups = torch.optim.AdamW(parameter_groups(make_gpt()), weight_decay=0.0).param_groups
+    assert [group["weight_decay"] for group in groups] == [0.0, 0.0, 0.0]
 
 
 totals = st.integers(1, 3000)
