@@ -94,11 +94,17 @@ class Worker:
 
 def serve(turn: Callable[[], dict[str, Any]], **ready: Any) -> None:
     """The other end of a Worker: do a turn for every line of standard input, and report."""
-    print(json.dumps({**ready, "rss": peak_rss()}), flush=True)
+    report(**ready)
     for _ in sys.stdin:
         start = time.perf_counter()
-        report = turn()
-        print(json.dumps({"seconds": time.perf_counter() - start, **report, "rss": peak_rss()}), flush=True)
+        result = turn()
+        report(**{"seconds": time.perf_counter() - start, **result})
+
+
+def report(**values: Any) -> None:
+    """What a Worker receives at the end of a turn."""
+    print(json.dumps({**values, "rss": peak_rss()}), file=sys.__stdout__, flush=True)
+    sys.stdout = sys.stderr  # whatever a peer prints is no report
 
 
 def peak_rss() -> int:

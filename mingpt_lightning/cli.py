@@ -10,6 +10,7 @@ import re
 import shutil
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -66,7 +67,8 @@ def run(cfg: DictConfig) -> float | None:
     run.started = True
     try:
         check(cfg)
-        from mingpt_lightning.tasks import TASKS
+        with lean_imports():
+            from mingpt_lightning.tasks import TASKS
 
         with warnings.catch_warnings():
             for message in NOISE:
@@ -79,6 +81,26 @@ def run(cfg: DictConfig) -> float | None:
         FAILED[HydraConfig.get().job.num] = error
         say(error)
         return None
+
+
+@contextlib.contextmanager
+def lean_imports() -> Iterator[None]:
+    """Let torchmetrics, which Lightning imports, leave out what only metrics of its own need: a second of start-up.
+
+    It asks for these packages through Lightning's RequirementCache; nobody else is answered differently afterwards.
+    """
+    from lightning_utilities.core.imports import RequirementCache
+
+    real = RequirementCache.__bool__
+
+    def lean(cache: RequirementCache) -> bool:
+        return not str(cache.requirement).startswith(("transformers", "matplotlib", "scipy")) and real(cache)
+
+    RequirementCache.__bool__ = lean  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        RequirementCache.__bool__ = real  # type: ignore[method-assign]
 
 
 def discard_empty_run(folder: Path) -> None:

@@ -20,6 +20,9 @@ from mingpt_lightning.tokenizer import Tokenizer
 IGNORE = -100
 """A target that takes no loss."""
 
+TOKENS_AT_ONCE = 2**16
+"""How many tokens of a loader are made together: numpy takes nearly as long for a few."""
+
 Split = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]
 """(inputs, targets), both (B, T) int64; a target of IGNORE takes no loss."""
@@ -143,7 +146,8 @@ class BatchLoader:
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.step = 0
-        self.steps_at_once = max(1, 4096 // batch_size)
+        length = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1]
+        self.steps_at_once = max(1, TOKENS_AT_ONCE // (batch_size * length))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -155,7 +159,6 @@ class BatchLoader:
             self.step = 0
         end = self.step + len(self)
         while self.step < end:
-            # Several batches are made at once, because numpy costs the same for ten sequences as for a hundred.
             steps = min(self.steps_at_once, end - self.step)
             inputs, targets = self.batches(self.step, steps)
             for batch in zip(inputs.split(self.batch_size), targets.split(self.batch_size), strict=True):

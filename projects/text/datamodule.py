@@ -5,6 +5,7 @@ don't grow with it. Training draws windows without replacement; validation and t
 once, in windows that don't overlap.
 """
 
+import mmap
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -33,6 +34,7 @@ VERSION = 1
 
 BATCH = 2**21  # characters that are tokenised at a time
 TRAINED_ON = 2**28  # characters that a new vocabulary is learnt from, at most
+LARGE = 2**28  # bytes of tokens that may not stay in memory, so that they are read in small pieces
 
 
 class TextDataModule(SequenceDataModule):
@@ -80,7 +82,7 @@ class TextDataModule(SequenceDataModule):
         self.tokenizer = BPETokenizer(tokenizer) if given else BPETokenizer.from_pretrained(tokenizer, revision)
         key = digest(VERSION, identity, self.tokenizer.arguments)
         entry = cache.entry(key, partial(write_tokens, corpus, self.tokenizer))
-        self.tokens = np.memmap(entry / "tokens.bin", token_type(self.tokenizer), "r").view(np.ndarray)
+        self.tokens = map_tokens(entry / "tokens.bin", token_type(self.tokenizer))
         self.block_size = block_size
         self.shuffle = shuffle
         self.bounds = split_bounds(len(self.tokens), split, block_size, corpus.name, "tokens")
@@ -94,6 +96,15 @@ class TextDataModule(SequenceDataModule):
         if self.shuffle:
             return super().train_dataloader()
         return BatchLoader(self.dataset("train"), self.batch_size)
+
+
+def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
+    """The tokens of a file, read from it where and when they are wanted."""
+    with file.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(mapped) > LARGE and hasattr(mapped, "madvise"):
+        mapped.madvise(mmap.MADV_RANDOM)  # or a window is read with megabytes of what lies around it
+    return np.frombuffer(mapped, dtype)
 
 
 def token_type(tokenizer: BPETokenizer) -> np.dtype:
