@@ -8,6 +8,7 @@ caches of one would disturb the other.
 import argparse
 import importlib.util
 import json
+import os
 import platform
 import resource
 import subprocess
@@ -18,6 +19,8 @@ from pathlib import Path
 from statistics import median
 from types import ModuleType
 from typing import Any
+
+from mingpt_lightning.cli import SPIN_COUNT
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,11 +67,13 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> str:
 class Worker:
     """A contestant in a process of its own: `python -m MODULE --worker NAME …`, which calls `serve`.
 
-    Starting one returns when it is ready; each call is one turn and gives what it reports.
+    Starting one returns when it is ready; each call is one turn and gives what it reports. One whose name begins with
+    "ours" has the environment that our command line makes for itself.
     """
 
-    def __init__(self, module: str, name: str, *arguments: str, environment: dict[str, str] | None = None):
+    def __init__(self, module: str, name: str, *arguments: str):
         command = [sys.executable, "-m", module, "--worker", name, *arguments]
+        environment = {**os.environ, "GOMP_SPINCOUNT": SPIN_COUNT} if name.startswith("ours") else None
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment
         )
@@ -152,3 +157,50 @@ def machine() -> str:
 def cpu_lines() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
+
+
+def our_run(overrides: list[str], folder: str, *callbacks: Any) -> tuple[Any, Any, Any]:
+    """What `python main.py` would train with these overrides: system, Trainer, datamodule. It writes into `folder`."""
+    import pytorch_lightning as pl
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from mingpt_lightning import LanguageModel
+    from mingpt_lightning.build import build, build_callbacks, build_each, build_trainer
+    from mingpt_lightning.config import CONFIG_DIR
+    from mingpt_lightning.device import keep_memory, set_threads
+
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        cfg: Any = compose("config", [f"run_dir={folder}", *overrides])
+    cfg = OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", folder))
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = build(cfg.datamodule, "datamodule")
+    gpt = build(cfg.model, "model", vocab_size=data.vocab_size, block_size=data.block_size)
+    optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
+    system = LanguageModel(gpt, optimizer, scheduler, data.tokenizer)
+    loggers = build_each(cfg.logger, "logger")
+    hooks = build_callbacks(cfg.callbacks, system.metric_names(), logging=bool(loggers))
+    n_embd = gpt.config["n_embd"]
+    trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *callbacks], logger=loggers or False)
+    set_threads(n_embd)
+    keep_memory()
+    return system, trainer, data
+
+
+def clock(score: Callable[[], dict[str, Any]], every: int, done: Callable[[dict[str, Any]], bool]) -> Any:
+    """A callback for `our_run`: scores every so many steps, off the clock, until it is done. See its `points`."""
+    import pytorch_lightning as pl
+
+    class Clock(pl.Callback):
+        def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.seconds, self.points = 0.0, list[dict[str, Any]]()
+            self.start = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+            if trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps:
+                self.seconds += time.perf_counter() - self.start
+                self.points.append({"step": trainer.global_step, "seconds": self.seconds, **score()})
+                trainer.should_stop = done(self.points[-1])
+                self.start = time.perf_counter()
+
+    return Clock()

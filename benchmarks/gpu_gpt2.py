@@ -199,7 +199,7 @@ def random_text(sizes: Sizes, rows: int) -> BatchLoader:
     return BatchLoader(WindowDataset(tokens, sizes.T, stride=1), rows, shuffle_seed=0)
 
 
-def our_loss(gpt: GPT, inputs: Tensor, targets: Tensor, *, vocab_size: int) -> Tensor:
+def our_loss(gpt: GPT, inputs: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
     """The mean loss; columns from `vocab_size` on are not there for it."""
     logits = gpt.logits(gpt.hidden(inputs))[..., :vocab_size]
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
@@ -257,7 +257,10 @@ class Contestant:
             self.model = torch.compile(self.model) if compiled else self.model
         else:
             self.optimizer = torch.optim.AdamW(parameter_groups(gpt), **ADAMW, fused=True)
-            loss = partial(our_loss, vocab_size=sizes.vocab_size)
+
+            def loss(gpt: GPT, inputs: Tensor, targets: Tensor) -> Tensor:
+                return our_loss(gpt, inputs, targets, sizes.vocab_size)
+
             self.loss = torch.compile(loss, dynamic=False, fullgraph=True) if compiled else loss
 
     def step(self, batch: Batch) -> Tensor:
@@ -523,6 +526,8 @@ def main() -> None:
         print("There is no CUDA GPU here: nothing was measured.")
         return
     options.compile |= not options.tiny
+    if not CUDA:
+        torch.set_num_threads(1)
     sizes = TINY if options.tiny else Sizes()
     if options.worker:
         file = options.peers / "nanoGPT/model.py"

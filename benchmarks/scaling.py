@@ -6,34 +6,40 @@
 
 context: training steps of 4,096 tokens in sequences of length T. Time per token is a + b T; at 1,024 tokens what grows
 must be at most 0.4 of what doesn't. The model is a sixth of GPT-2, two of its layers and a sixth of its vocabulary, so
-that attention has the share of the work that it has there. Memory may double with T, of one sequence too, but not more;
-minGPT keeps T times T numbers for each head.
+that attention has the share of the work that it has there. When T doubles, memory may double, but not more; of equal
+numbers of tokens, and of sequences. minGPT keeps T times T numbers for each head.
 depth: time and memory of a step are straight lines over the number of layers: R² above 0.99.
-data: start-up, time per batch and memory of windows drawn from files of 1 MB to 10 GB, at most 10 % apart. The files
-are sparse and mapped; the same windows are drawn in every turn, so that their pages are in memory: when they aren't,
-time is the disk's. Memory is what the process allocates; pages of the file, which the kernel takes back, don't count.
+data: windows of 1,024 tokens from files of 1 MB to 10 GB. The time from Python's start to the first batch, the time per
+batch, and memory are at most 10 % apart. The files are sparse and mapped, and the same windows are drawn in every turn,
+so that their pages are in memory: when they aren't, time is the disk's. The kernel is told not to read ahead, which
+would fill the memory with pages that nobody asked for. Memory is what the process has allocated in the end, Python and
+PyTorch included; pages of the file, which the kernel takes back when it needs room, don't count.
 digits: a batch of the adder takes at most in proportion to the digits; its datamodule is made at once, however many
 problems there are.
-length: a token costs at 1,000 new ones at most 1.25 of what it costs at 100.
+length: a token costs at 1,000 new ones at most 1.25 of what it costs at 100. The width is 512: every token reads all
+weights, and beside those of a narrower model keys and values would be more than they are in GPT-2.
 batch: 32 rows are generated at ten times the tokens a second of one; a larger batch never trains fewer tokens a second.
 
-Every point has a process of its own, in which it has a turn in every round; the shortest of a point counts. Training
-is in bfloat16 where the library chooses it, generation in float32. All random data and weights are the same each time.
+Every point has a process of its own, in which it has a turn in every round; the shortest of a point counts. All have
+one thread, because two would wait for each other wherever something else runs, and for a small model the most. Training
+is in bfloat16 where the library chooses it, generation in float32.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import mmap
 import sys
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -41,7 +47,7 @@ from torch import Tensor
 
 from benchmarks.common import Table, Worker, load, machine, parser, peak_rss, peer, seconds, serve
 from mingpt_lightning import GPT
-from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
+from mingpt_lightning.device import fast_dtype, keep_memory
 from mingpt_lightning.inference import prepare
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.optim import parameter_groups
@@ -50,8 +56,9 @@ Settings = dict[str, Any]
 Turn = Callable[[], dict[str, Any]]
 
 SIXTH = {"n_layer": 2, "n_head": 12, "n_embd": 768, "vocab_size": 8376}  # of GPT-2
+WIDE = {"n_layer": 2, "n_head": 8, "n_embd": 512, "vocab_size": 512}
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 256, "vocab_size": 512}
-NANO = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 64}
+TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 64}
 SLACK = 1.1  # what still counts as the same
 
 
@@ -61,7 +68,6 @@ SLACK = 1.1  # what still counts as the same
 def training(settings: Settings) -> Turn:
     """Training steps of a small GPT: the seconds of the shortest."""
     n_embd, T, rows = settings["n_embd"], settings["T"], settings["rows"]
-    set_threads(n_embd)
     narrow = fast_dtype(torch.device("cpu"), n_embd) == torch.bfloat16
     if "mingpt" in settings:
         gpt: Any = mingpt(Path(settings["mingpt"]), settings)
@@ -104,37 +110,46 @@ def mingpt(file: Path, settings: Settings) -> Any:
 
 
 def windows(settings: Settings) -> Turn:
-    """The loader of a text: start-up, and the same batches in every turn."""
+    """The loader of a text: the same batches in every turn."""
     from mingpt_lightning.datamodule import BatchLoader, WindowDataset
 
-    def start() -> BatchLoader:
-        tokens = np.memmap(settings["file"], np.uint16, "r").view(np.ndarray)
-        return BatchLoader(WindowDataset(tokens, block_size=64, stride=1), batch_size=64, shuffle_seed=0)
+    tokens = np.memmap(settings["file"], np.uint16, "r")
+    cast(Any, tokens.base).madvise(mmap.MADV_RANDOM)
+    dataset = WindowDataset(tokens.view(np.ndarray), block_size=1024, stride=1)
+    loader = BatchLoader(dataset, batch_size=16, shuffle_seed=0)
+
+    def read(batches: int) -> None:
+        loader.step = 0
+        for _ in islice(loader, batches):
+            pass
 
     def turn() -> dict[str, Any]:
-        startup = min(seconds(start) for _ in range(20))
-        loader, batches = start(), settings["batches"]
-        passed = seconds(lambda: list(islice(map(len, loader), batches)))
-        return {"startup": startup, "seconds": passed / batches, "allocated": allocated()}
+        passes = [seconds(lambda: read(settings["batches"])) / settings["batches"] for _ in range(5)]
+        return {"seconds": min(passes), "first": passes[0], "allocated": allocated()}
 
+    read(1)
     return turn
 
 
 def sums(settings: Settings) -> Turn:
     """The adder's batches of 256, for each number of digits."""
+    from mingpt_lightning.datamodule import BatchLoader
     from projects.adder.datamodule import AdderDataModule
 
+    def make_batches(loader: BatchLoader) -> None:
+        loader.batches(0, loader.steps_at_once)  # at once, as training does
+
     def point(ndigit: int) -> dict[str, Any]:
-        startup = min(seconds(lambda: AdderDataModule(ndigit, 256)) for _ in range(50))
-        batches = iter(AdderDataModule(ndigit, 256).train_dataloader())
-        counted = islice(batches, settings["batches"])
-        return {"startup": startup, "seconds": seconds(lambda: list(map(len, counted))) / settings["batches"]}
+        startup = min(seconds(lambda: AdderDataModule(ndigit, 256)) for _ in range(1000))
+        loader = AdderDataModule(ndigit, 256).train_dataloader()
+        passed = min(seconds(lambda: make_batches(loader)) for _ in range(20))
+        return {"startup": startup, "seconds": passed / loader.steps_at_once}
 
     def memory(ndigit: int) -> dict[str, Any]:
         tracemalloc.start()
         datamodule = AdderDataModule(ndigit, 256)
         made = tracemalloc.get_traced_memory()[1]
-        next(iter(datamodule.train_dataloader()))
+        make_batches(datamodule.train_dataloader())
         batch = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return {"startup bytes": made, "batch bytes": batch}
@@ -145,7 +160,6 @@ def sums(settings: Settings) -> Turn:
 def generation(settings: Settings) -> Turn:
     """Greedy generation: the seconds of each case, (rows, new tokens), after a prompt of 16."""
     torch.manual_seed(0)
-    set_threads(settings["n_embd"])
     gpt = prepare(GPT(block_size=1024, **model_sizes(settings)), "float32")
 
     def case(rows: int, new: int) -> float:
@@ -172,27 +186,29 @@ WORK: dict[str, Callable[[Settings], Turn]] = {
 
 def work(name: str, settings: Settings) -> None:
     """Be a worker."""
-    if name in ("windows", "sums"):
-        import projects.adder.datamodule  # noqa: F401  Lightning is not part of the memory
-    before, allocated_before = peak_rss(), allocated()
-    serve(WORK[name](settings), before=before, allocated_before=allocated_before)
+    torch.set_num_threads(1)
+    if name == "training":  # what PyTorch loads at its first step is not part of the memory
+        training({**TINY, "T": 4, "rows": 1, "steps": 1})()
+    elif name in ("windows", "sums"):  # nor is Lightning
+        import projects.adder.datamodule  # noqa: F401
+    before = peak_rss()
+    serve(WORK[name](settings), before=before)
 
 
 # Measuring, and judging
 
 
-def measure(options: argparse.Namespace, name: str, points: Sequence[Settings]) -> list[list[dict[str, Any]]]:
-    """The reports of every point, one of each round; memory is counted from before the model was made."""
+def measure(name: str, points: Sequence[Settings], turns: int) -> list[list[dict[str, Any]]]:
+    """The reports of every point, one of each turn; memory is counted from before the model was made."""
     workers: list[Worker] = []
     try:
         with ThreadPoolExecutor(2) as pool:
             arguments = [["benchmarks.scaling", name, "--settings", json.dumps(point)] for point in points]
             workers.extend(pool.map(lambda words: Worker(*words), arguments))
-        rounds = [[worker() for worker in workers] for _ in range(options.rounds)]
+        rounds = [[worker() for worker in workers] for _ in range(turns)]
         for worker, reports in zip(workers, zip(*rounds, strict=True), strict=True):
             for report in reports:
                 report["memory"] = report["rss"] - worker.ready["before"]
-                report["allocated"] = report.get("allocated", 0) - worker.ready["allocated_before"]
     finally:
         for worker in workers:
             worker.stop()
@@ -213,7 +229,7 @@ def line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float, float]:
 
 def growth(values: Sequence[float]) -> float:
     """The largest factor from one value to the next."""
-    return max(after / before for before, after in pairwise(values))
+    return max(after / max(before, 1) for before, after in pairwise(values))
 
 
 def spread(values: Sequence[float]) -> float:
@@ -221,65 +237,74 @@ def spread(values: Sequence[float]) -> float:
     return max(values) / min(values)
 
 
-def judge(table: Table, law: str, value: float, bound: float, least: bool = False, **points: Any) -> None:
-    """A row: does the law hold? The bound is an upper one, unless it is the `least` that is wanted."""
-    held = value >= bound if least else value <= bound
-    table.row(law, value, f"{'>=' if least else '<='} {bound:g}", "yes" if held else "no", **points)
+def judge(table: Table, law: str, value: float, bound: float, at_least: bool = False, **points: Any) -> None:
+    """A row: does the law hold? The bound is an upper one, unless `at_least`."""
+    held = value >= bound if at_least else value <= bound
+    table.row(law, value, f"{'>=' if at_least else '<='} {bound:g}", "yes" if held else "no", **points)
 
 
 # The laws
 
 
 def context(options: argparse.Namespace, table: Table) -> None:
-    tokens, lengths = (128, [16, 32, 64]) if options.tiny else (4096, [128, 256, 512, 1024, 2048])
+    tokens, lengths = (4096, [256, 512]) if options.tiny else (4096, [128, 256, 512, 1024, 2048])
     rows = tokens // lengths[-1]  # of the longest; as many of each length in the second measurement
-    sizes = {**(NANO if options.tiny else SIXTH), "steps": 2 if options.tiny else 1}
-    contestants = {"ours": sizes}
-    if file := peer(options.peers, "minGPT", "mingpt/model.py"):
-        contestants["minGPT"] = {**sizes, "mingpt": str(file)}
+    sizes = {**(TINY if options.tiny else SIXTH), "steps": 2 if options.tiny else 1}
+    contestants: dict[str, Settings] = {"ours": sizes}
+    if options.mingpt:
+        contestants["minGPT"] = {**sizes, "mingpt": str(options.mingpt)}
     for name, settings in contestants.items():
-        points = measure(options, "training", [{**settings, "T": T, "rows": tokens // T} for T in lengths])
+        turns = options.rounds if name == "ours" else min(2, options.rounds)
+        points = measure("training", [{**settings, "rows": tokens // T, "T": T} for T in lengths], turns)
         times = [value / tokens for value in least(points, "seconds")]
         start, slope, _ = line(lengths, times)
-        more = {"T": lengths, "seconds per token": times, "a": start, "b": slope}
+        more: dict[str, Any] = {"T": lengths, "seconds per token": times, "a": start, "b": slope}
         judge(table, f"{name}: time per token over context, b * 1024 / a", slope * 1024 / start, 0.4, **more)
         memory = least(points, "memory")
         judge(table, f"{name}: memory, T doubled at the same tokens", growth(memory), 2.1, T=lengths, bytes=memory)
-        shorter = argparse.Namespace(**{**vars(options), "rounds": 1})
-        few = measure(shorter, "training", [{**settings, "T": T, "rows": rows} for T in lengths[:-1]])
-        memory = [*least(few, "memory"), memory[-1]]
+        shorter = measure("training", [{**settings, "rows": rows, "T": T} for T in lengths[:-1]], 1)
+        memory = [*least(shorter, "memory"), memory[-1]]
         judge(table, f"{name}: memory, T doubled at the same rows", growth(memory), 2.1, T=lengths, bytes=memory)
 
 
 def depth(options: argparse.Namespace, table: Table) -> None:
-    layers = [1, 2, 4] if options.tiny else [1, 2, 4, 6, 8, 10, 12]
-    sizes = {**NANO, "T": 16, "rows": 2, "steps": 5} if options.tiny else {**SMALL, "T": 128, "rows": 8, "steps": 5}
-    points = measure(options, "training", [{**sizes, "n_layer": n} for n in layers])
+    layers = [1, 2] if options.tiny else [1, 2, 4, 6, 8, 10, 12]
+    sizes = {**TINY, "T": 128, "rows": 8, "steps": 5} if options.tiny else {**SMALL, "T": 128, "rows": 8, "steps": 5}
+    points = measure("training", [{**sizes, "n_layer": n} for n in layers], options.rounds)
     for what, name in (("seconds", "time"), ("memory", "memory")):
         values = least(points, what)
         start, slope, r2 = line(layers, values)
-        more = {"n_layer": layers, what: values, "a": start, "b": slope}
-        judge(table, f"{name} of a step over depth, R² of a line", r2, 0.99, least=True, **more)
+        more: dict[str, Any] = {"n_layer": layers, what: values, "a": start, "b": slope}
+        judge(table, f"{name} of a step over depth, R² of a line", r2, 0.99, at_least=True, **more)
 
 
 def data(options: argparse.Namespace, table: Table) -> None:
-    sizes = [10**6, 10**7] if options.tiny else [10**6, 10**8, 10**10]
+    sizes = [10**6] if options.tiny else [10**6, 10**8, 10**10]
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{size}.bin" for size in sizes]
         for file, size in zip(files, sizes, strict=True):
             with file.open("wb") as stream:
                 stream.truncate(size)
-        batches = 64 if options.tiny else 128
-        points = measure(options, "windows", [{"file": str(file), "batches": batches} for file in files])
-    for what, name in (("startup", "start-up"), ("seconds", "time per batch"), ("allocated", "memory")):
-        values = least(points, what)
-        more = {"file size": sizes, what: values, "first round": [reports[0][what] for reports in points]}
-        judge(table, f"{name} over data, largest / smallest", spread(values), SLACK, **more)
+        points = [{"file": str(file), "batches": 64} for file in files]
+        startups = [[seconds(partial(first_batch, point)) for point in points] for _ in range(options.rounds)]
+        reports = measure("windows", points, 5 * options.rounds)
+    startup = [min(rounds) for rounds in zip(*startups, strict=True)]
+    judge(table, "start-up over data, largest / smallest", spread(startup), SLACK, bytes=sizes, seconds=startup)
+    each, firsts = least(reports, "seconds"), [rounds[0]["first"] for rounds in reports]
+    more: dict[str, Any] = {"bytes": sizes, "seconds": each, "before the pages are in memory": firsts}
+    judge(table, "time per batch over data, largest / smallest", spread(each), SLACK, **more)
+    memory = least(reports, "allocated")
+    judge(table, "memory over data, largest / smallest", spread(memory), SLACK, bytes=sizes, memory=memory)
+
+
+def first_batch(point: Settings) -> None:
+    """Start Python, and read a first batch of windows."""
+    Worker("benchmarks.scaling", "windows", "--settings", json.dumps(point)).stop()
 
 
 def digits(options: argparse.Namespace, table: Table) -> None:
     numbers = [1, 2, 18] if options.tiny else [*range(1, 10), 18]
-    reports = measure(options, "sums", [{"digits": numbers, "batches": 16 if options.tiny else 64}])[0]
+    reports = measure("sums", [{"digits": numbers}], options.rounds)[0]
     points = list(zip(*(report["points"] for report in reports), strict=True))  # of each number, the rounds
     for what, name, grows in (
         ("startup", "seconds to make a datamodule", False),
@@ -288,7 +313,7 @@ def digits(options: argparse.Namespace, table: Table) -> None:
         ("batch bytes", "memory of the first batches", True),
     ):
         values = least([list(rounds) for rounds in points], what)
-        more = {"digits": numbers, what: values}
+        more: dict[str, Any] = {"digits": numbers, what: values}
         if grows:
             worst = max(value / n / values[0] for n, value in zip(numbers[1:], values[1:], strict=True))
             judge(table, f"adder: {name}, each digit's share / that of one digit", worst, 1.0, **more)
@@ -298,31 +323,31 @@ def digits(options: argparse.Namespace, table: Table) -> None:
 
 def length(options: argparse.Namespace, table: Table) -> None:
     new = [10, 100] if options.tiny else [100, 1000]
-    times = generation_times(options, [(1, n) for n in new])
+    times = generation_times(options, WIDE, [(1, n) for n in new])
     each = [value / n for value, n in zip(times, new, strict=True)]
     judge(table, f"seconds per new token at {new[1]} / at {new[0]}", each[1] / each[0], 1.25, new=new, seconds=each)
 
 
-def generation_times(options: argparse.Namespace, cases: list[tuple[int, int]]) -> list[float]:
+def generation_times(options: argparse.Namespace, model: Settings, cases: list[tuple[int, int]]) -> list[float]:
     """The seconds of each (rows, new tokens)."""
-    sizes = {**(NANO if options.tiny else {**SMALL, "n_layer": 6}), "cases": cases}
-    reports = measure(options, "generation", [sizes])[0]
+    sizes = {**(TINY if options.tiny else model), "cases": cases}
+    reports = measure("generation", [sizes], options.rounds)[0]
     return [min(rounds) for rounds in zip(*(report["cases"] for report in reports), strict=True)]
 
 
 def batch(options: argparse.Namespace, table: Table) -> None:
-    rows, new = ([1, 32], 8) if options.tiny else ([1, 2, 4, 8, 16, 32], 240)
-    times = generation_times(options, [(n, new) for n in rows])
+    rows, new = ([1, 32], 8) if options.tiny else ([1, 8, 32], 100)
+    times = generation_times(options, SMALL, [(n, new) for n in rows])
     speeds = [n * new / value for n, value in zip(rows, times, strict=True)]
     more: dict[str, Any] = {"rows": rows, "tokens per second": speeds}
-    judge(table, "tokens/s of generation, 32 rows / one", speeds[-1] / speeds[0], 10, least=True, **more)
-    sizes = {**NANO, "T": 16, "steps": 5} if options.tiny else {**SMALL, "T": 128, "steps": 5}
+    judge(table, "tokens/s of generation, 32 rows / one", speeds[-1] / speeds[0], 10, at_least=True, **more)
+    sizes = {**TINY, "T": 128, "steps": 5} if options.tiny else {**SMALL, "T": 128, "steps": 5}
     rows = [1, 4] if options.tiny else [1, 2, 4, 8, 16]
-    points = measure(options, "training", [{**sizes, "rows": n} for n in rows])
+    points = measure("training", [{**sizes, "rows": n} for n in rows], options.rounds)
     speeds = [n * sizes["T"] / value for n, value in zip(rows, least(points, "seconds"), strict=True)]
     gain = min(after / before for before, after in pairwise(speeds))
     more = {"rows": rows, "tokens per second": speeds}
-    judge(table, "tokens/s of training, batch doubled, least gain", gain, 0.95, least=True, **more)
+    judge(table, "tokens/s of training, batch doubled, least gain", gain, 0.95, at_least=True, **more)
 
 
 LAWS = {law.__name__: law for law in (context, depth, data, digits, length, batch)}
@@ -339,6 +364,7 @@ def main() -> None:
         return
     print(machine())
     start = time.perf_counter()
+    options.mingpt = peer(options.peers, "minGPT", "mingpt/model.py") if "context" in options.only else None
     table = Table(options, "scaling", "law", "measured", "bound", "held")
     for name in options.only:
         LAWS[name](options, table)

@@ -31,6 +31,10 @@ LIST_KEYS = ("stop", "datamodule.path")
 """Those of them that may also be a list, in brackets."""
 
 
+SPIN_COUNT = "1000"
+"""How often a thread looks for work before it sleeps. By default threads spin for milliseconds, and where anything else
+runs on the machine, they keep each other from working: a step of a small model then took up to ten times as long."""
+
 FAILED: dict[int, UserError] = {}
 """The jobs of a sweep that ended in a user's mistake; the others go on."""
 
@@ -43,6 +47,8 @@ NOISE = (
 def main() -> None:
     """The entry point of `main.py` and of the console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being shortened
+    if "OMP_WAIT_POLICY" not in os.environ:  # before torch is imported, or it has no effect
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]

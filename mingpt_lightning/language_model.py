@@ -75,7 +75,8 @@ class LanguageModel(pl.LightningModule):
         loss = total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
         self.train_loss = loss.detach()
         self.tokens_seen += inputs.numel()
-        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
+        if every and (self.global_step + 1) % every == 0:
             self.log("train/loss", self.train_loss)
         windows = self.trainer.accumulate_grad_batches
         if windows == 1:
