@@ -2,7 +2,7 @@
 
     python -m benchmarks.adder --peers FOLDER
 
-Ours is `python main.py`; minGPT is its project `projects/adder` as shipped. Two clocks: from the first training step,
+Ours is `python main.py experiment=adder_fast`, or with other overrides; minGPT is its project `projects/adder` as shipped. Two clocks: from the first training step,
 where both are scored every 50 steps and the scoring is off the clock; and of whole processes from their start, where
 ours trains to its end, tests and exits, and minGPT runs until it first reports 99 % (it looks every 500 iterations).
 One round is one seed.
@@ -123,7 +123,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--worker", help=argparse.SUPPRESS)
     options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    options.add_argument("overrides", nargs="*", help="of `python main.py`")
+    options.add_argument("overrides", nargs="*", default=["experiment=adder_fast"], help="of `python main.py`")
     arguments = options.parse_args()
     folder = arguments.peers.resolve() / "minGPT"
     if arguments.worker:

@@ -9,12 +9,10 @@ to read all weights once, measured here, in the dtype at hand: one token of a si
 Peers without a cache take minutes for a long prompt, so there they make fewer tokens, which is in their favour.
 """
 
-import argparse
 import copy
 import importlib
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.common import Table, parser, ratio, seconds
 from mingpt_lightning import GPT
 from mingpt_lightning.inference import prepare
 
@@ -87,12 +86,6 @@ def peer_models(folder: Path, model: GPT2LMHeadModel) -> dict[str, Contestant]:
     return found
 
 
-def seconds(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
 def sweep_seconds(gpt: GPT) -> float:
     """The time to read all weights that a token needs, once."""
     weights = [w for name, w in gpt.named_parameters() if w.dim() == 2 and "position" not in name]
@@ -101,11 +94,7 @@ def sweep_seconds(gpt: GPT) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peers", type=Path, default=Path("peers"))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tiny", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
 
     torch.manual_seed(0)
     torch.set_grad_enabled(False)
@@ -133,8 +122,8 @@ def main() -> None:
     print("all float32 contestants write the same tokens\n")
 
     limits = {"float32": sweep_seconds(gpt), "bfloat16": sweep_seconds(copy.deepcopy(gpt).bfloat16())}
-    print("| rows | prompt | contestant | tokens/s | ours is faster (min-max) | of the bandwidth limit |")
-    print("|---|---|---|---|---|---|")
+    columns = "rows", "prompt", "contestant", "tokens/s", "takes times ours", "of the bandwidth limit"
+    table = Table(arguments, "generate", *columns)
     for rows, length, new in cases:
         prompt = torch.randint(gpt.config["vocab_size"], (rows, length))
         times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -149,10 +138,8 @@ def main() -> None:
         for name, values in times.items():
             if not values:
                 continue
-            ratios = [value / mine for value, mine in zip(values, times[best], strict=False)]
             limit = f"{limits[name.split()[1]] / (median(values) * rows):.0%}" if rows == 1 else ""
-            faster = f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-            print(f"| {rows} | {length} | {name} | {1 / median(values):.1f} | {faster} | {limit} |", flush=True)
+            table.row(rows, length, name, 1 / median(values), ratio(times[best], values), limit, seconds=values)
 
 
 if __name__ == "__main__":
