@@ -2,9 +2,10 @@
 
     python -m benchmarks.adder --peers FOLDER
 
-Ours is `python main.py experiment=adder_fast`, or with other overrides; minGPT is its project `projects/adder` as shipped. Two clocks: from the first training step,
-where both are scored every 50 steps and the scoring is off the clock; and of whole processes from their start, where
-ours trains to its end, tests and exits, and minGPT runs until it first reports 99 % (it looks every 500 iterations).
+Ours is `python main.py experiment=adder_fast`, or with other overrides; minGPT is its project `projects/adder` as
+shipped. Two clocks: from the first training step, where both are scored every 50 steps and the scoring is off the
+clock; and of whole processes from their start, where ours trains to its end, tests and exits, and minGPT runs until it
+first reports 99 % (it looks every 500 iterations).
 One round is one seed.
 """
 
@@ -98,7 +99,7 @@ def mingpt_process(seed: int, folder: Path) -> tuple[float, str]:
     start = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(folder)}
     with tempfile.TemporaryDirectory() as place:
-        command.append(f"--system.work_dir={place}")
+        command.append(f"--system.work_dir='{place}'")
         process = subprocess.Popen(
             command,
             cwd=folder,
@@ -113,10 +114,12 @@ def mingpt_process(seed: int, folder: Path) -> tuple[float, str]:
             found = re.match(r"test final score.*= ([\d.]+)%", line)
             if found and float(found[1]) >= GOAL * 100:
                 break
+        else:
+            sys.exit("minGPT's project ended early")
         spent = time.perf_counter() - start
         os.killpg(process.pid, 9)
         process.wait()
-    return spent, f"{found[1] if found else '?'} %"
+    return spent, f"{found[1]} %"
 
 
 def main() -> None:
