@@ -27,6 +27,7 @@ from mingpt_lightning.layers import (
     NORMS,
     POSITIONS,
     Activation,
+    HeadNorm,
     LearnedPositions,
     Norm,
     Position,
@@ -117,10 +118,9 @@ class GPT(nn.Module):
     and at the end of each residual branch.
     n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: what keeps each
     layer's input at one scale. bias: of all linear layers and LayerNorms. position: how the model knows where a token
-    is, by a learned vector or by turning queries and keys. qk_norm: keeps queries and keys at one scale, too (Henry et
-    al. 2020, "Query-Key Normalization"). init: "zero_residual" lets each residual branch start from nothing (Zhang et
-    al. 2019, "Fixup"). tie_embeddings: one matrix reads tokens in and writes them out. logit_softcap: logits stay
-    within plus and minus it.
+    is, by a learned vector or by turning queries and keys. qk_norm: keeps queries and keys at one scale, too.
+    init: "zero_residual" lets each residual branch start from nothing. tie_embeddings: one matrix reads tokens in and
+    writes them out. logit_softcap: logits stay within plus and minus it.
 
     Raises UserError (a ValueError) when a size is not positive, n_embd is not divisible by n_head, dropout is not in
     [0, 1), or a name is not known.
@@ -150,34 +150,19 @@ class GPT(nn.Module):
         tie_embeddings: bool = True,
         logit_softcap: float | None = None,
     ):
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_gpt_sizes(n_layer, n_head, n_embd, dropout)
         require_positive(vocab_size=vocab_size, block_size=block_size, n_inner=n_inner or 4 * n_embd)
-        self.config: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "block_size": block_size,
-            "n_layer": n_layer,
-            "n_head": n_head,
-            "n_embd": n_embd,
-            "dropout": list(dropout) if isinstance(dropout, Sequence) else dropout,
-            "n_inner": n_inner,
-            "activation": activation,
-            "norm": norm,
-            "norm_eps": norm_eps,
-            "bias": bias,
-            "position": position,
-            "qk_norm": qk_norm,
-            "init": init,
-            "tie_embeddings": tie_embeddings,
-            "logit_softcap": logit_softcap,
-        }
+        dropouts = list(dropout) if isinstance(dropout, Sequence) else dropout
+        self.config: dict[str, Any] = arguments | {"dropout": dropouts}  # what makes this GPT again, as plain data
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3
         add_position, rotate = choose("position", position, POSITIONS)
         D = n_embd // n_head
         make_norm = partial(choose("norm", norm, NORMS), n_embd, eps=norm_eps, bias=bias)
 
         def make_block() -> Block:
-            layers = {"rotate": rotate(D, block_size), "qk_norm": nn.RMSNorm(D, norm_eps) if qk_norm else Unchanged()}
+            layers = {"rotate": rotate(D, block_size), "qk_norm": HeadNorm(D, norm_eps) if qk_norm else Unchanged()}
             attention = CausalSelfAttention(n_embd, n_head, attn, bias=bias, **layers)
             return Block(attention, MLP(n_embd, n_inner, activation, bias=bias), make_norm, residual)
 
@@ -207,9 +192,9 @@ class GPT(nn.Module):
                 nn.init.ones_(weight)  # the gains of norms
 
     def init_zero_residual(self) -> None:
-        """The same, but every residual branch ends in zeros, and so does an untied head.
+        """The same, but every residual branch ends in zeros, and so does a head of its own.
 
-        Matrices are N(0, 1 / width of their input), as Muon likes them. Source: Jordan et al. 2024, "modded-nanogpt".
+        Source: Jordan et al. 2024, "modded-nanogpt".
         """
         self.init_weights()
         for name, weight in self.blocks.named_parameters():
@@ -295,8 +280,13 @@ class GPT(nn.Module):
         if vocab_size < len(old):
             what = f"vocab_size={vocab_size} is less than the {len(old)} tokens of the model"
             raise UserError(what, "vocab_size", f"Use {len(old)} or more.")
-        new = old.mean(dim=0).expand(vocab_size - len(old), -1)
-        self.token_embedding = nn.Embedding.from_pretrained(torch.cat([old, new]), freeze=False)
+
+        def grown(weight: Tensor) -> Tensor:
+            return torch.cat([weight, weight.mean(dim=0).expand(vocab_size - len(weight), -1)])
+
+        head = self.head.weight.detach()
+        self.token_embedding = nn.Embedding.from_pretrained(grown(old), freeze=False)
         self.head = nn.Linear(old.shape[1], vocab_size, bias=False, device="meta")
-        self.head.weight = self.token_embedding.weight
+        tied = self.config["tie_embeddings"]
+        self.head.weight = self.token_embedding.weight if tied else nn.Parameter(grown(head))
         self.config["vocab_size"] = vocab_size

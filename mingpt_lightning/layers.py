@@ -64,6 +64,16 @@ class RotaryPositions(nn.Module):
         return (x * cos + torch.cat([right, left], dim=-1) * sin).type_as(x)
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMSNorm of each query and key, with one learned gain for all heads. (..., D) -> (..., D)
+
+    Source: Henry et al. 2020, "Query-Key Normalization for Transformers", with RMS for L2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.type_as(x), self.eps)
+
+
 class Softcap(nn.Module):
     """Keeps logits within (-cap, cap), smoothly. Source: Gemma Team 2024, "Gemma 2", section 2."""
 

@@ -51,6 +51,14 @@ ONLY = {  # the one value of a setting that our GPT computes
     "tie_word_embeddings": True,
     "quantization_config": None,
 }
+GPT2 = {  # the one value of ours that theirs computes
+    "norm": "layernorm",
+    "bias": True,
+    "position": "learned",
+    "qk_norm": False,
+    "tie_embeddings": True,
+    "logit_softcap": None,
+}
 PARTS = {  # of a parameter's name: ours to theirs
     "token_embedding": "wte",
     "position_embedding": "wpe",
@@ -213,9 +221,13 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     """Write a folder that `from_pretrained` and transformers load; with a tokenizer, AutoTokenizer loads that too.
 
     Each file appears whole or not at all, and config.json last. A README.md that is there already is kept.
-    Raises ResourceError when the folder cannot be written, UserError for an activation that transformers lacks.
+    Raises ResourceError when the folder cannot be written, UserError for a layer that its GPT-2 lacks.
     """
     folder, ours = Path(folder), gpt.config
+    for name, value in GPT2.items():
+        if ours[name] != value:
+            fix = "Only models with the layers of GPT-2 can be exported."
+            raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", f"model.{name}", fix)
     activations = [name for name, activation in ACTIVATIONS.items() if activation == ours["activation"]]
     if not activations:
         what = f"transformers has no activation={ours['activation']}"

@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,56 @@ def test_optimizers_and_schedules(cli):
                "~optimizer.nesterov", *TINY)[0] == 0  # fmt: skip
 
 
+def test_newer_layers_muon_and_wsd_from_the_first_step_to_generation(cli):
+    choices = ("model=gpt-modern-pico", "optimizer=muon", "scheduler=wsd")
+    code, _, err = cli(*choices, *TINY, "run_dir=modern")
+    assert code == 0, err
+    code, out, err = cli("task=generate", "checkpoint=modern", "prompt=85+50")
+    assert (code, out[:6]) == (0, "85+50="), err
+    code, _, err = cli("task=export", "checkpoint=modern", "output=folder")
+    assert code == 2
+    assert err.startswith("error: transformers' GPT-2 has no ")
+    assert not Path("folder").exists()
+
+
+def test_the_choice_of_the_machine_is_printed(cli):
+    code, _, err = cli(*TINY, "trainer=cpu", "run_dir=run")
+    assert code == 0
+    assert re.search(r"GPT of [\d,]+ parameters on cpu, 32-true, \d+ threads$", err, re.MULTILINE)
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a compiler")
+def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(tmp_path):
+    losses = []
+    for compiled in ("true", "false"):
+        command = [sys.executable, str(ROOT / "main.py"), *TINY, f"compile={compiled}", f"run_dir=run_{compiled}"]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert ("threads, compiled" in result.stderr) == (compiled == "true")
+        run = tmp_path / f"run_{compiled}"
+        losses.append(json.loads((run / "summary.json").read_text())["metrics"]["test/loss"])
+        names = torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        assert not [name for name in names if "_orig_mod" in name]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
+def test_threads_do_not_spin_and_transformers_stays_out_unless_asked(tmp_path):
+    code = """
+import os, sys
+from mingpt_lightning.cli import main
+sys.argv = ["main.py", "trainer=debug", "trainer.max_steps=1", "run_dir=run", "logger=none"]
+main()
+print(os.environ["GOMP_SPINCOUNT"], "transformers" in sys.modules, "matplotlib" in sys.modules)
+from torchmetrics.utilities.imports import _TRANSFORMERS_AVAILABLE
+print(bool(_TRANSFORMERS_AVAILABLE))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["1000", "False", "False", "True"], result.stderr
+
+
 def test_every_trainer_argument_is_in_the_config():
     known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
     ours = set(yaml.safe_load((CONFIG_DIR / "trainer/auto.yaml").read_text())) - {"_target_"}
@@ -184,6 +235,9 @@ def test_every_trainer_argument_is_in_the_config():
 
 
 BAD = [
+    (("compile=perhaps",), 2, "compile=perhaps is not possible (compile). Use true, false or auto."),
+    (("model=gpt-modern-pico", "model.position=rotaryy"), 2, "position=rotaryy is not known (position). Did you mean"),
+    (("optimizer=muon", "optimizer.lr=0.0"), 2, "lr=0.0 and adamw_lr=0.01 must be above 0"),
     (("model=gtp2",), 2, "Did you mean 'gpt2'?"),
     (("model.n_layerr=4",), 2, "Did you mean 'n_layer'?"),
     (("modle=gpt2",), 2, "Did you mean 'model'?"),

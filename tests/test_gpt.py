@@ -35,6 +35,9 @@ BODIES = {
     "gpt-nano": 84_912,
     "gpt-adder": 790_272,
     "gpt-pico": 2 * (12 * 64**2 + 13 * 64) + 2 * 64,
+    "gpt-modern-pico": 2 * (12 * 64**2 + 2 * 64 + 8) + 64,
+    "gpt-modern-micro": 4 * (12 * 128**2 + 2 * 128 + 32) + 128,
+    "gpt-modern-gpt2": 12 * (12 * 768**2 + 2 * 768 + 64) + 768,
 }
 MODELS = sorted(path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml") if "pretrained" not in path.stem)
 
@@ -68,7 +71,9 @@ def test_gpt2_has_the_published_number_of_parameters(name: str, count: int) -> N
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_file_has_its_number_of_parameters(name: str) -> None:
     gpt = from_config(name, vocab_size=7, block_size=5)
-    assert gpt.n_parameters - (7 + 5) * gpt.config["n_embd"] == BODIES[name]
+    assert sum(weight.numel() for part in (gpt.blocks, gpt.norm) for weight in part.parameters()) == BODIES[name]
+    outside = 2 * 7 if "modern" in name else 7 + 5  # tokens in and out, or tokens and positions
+    assert gpt.n_parameters == BODIES[name] + outside * gpt.config["n_embd"]
 
 
 def test_forward_gives_logits_for_every_position(make_gpt: MakeGPT) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mingpt_lightning import GPT
-from mingpt_lightning.optim import Schedule, constant, cosine, linear, lr_for_width, parameter_groups
+from mingpt_lightning.optim import Schedule, constant, cosine, linear, lr_for_width, parameter_groups, wsd
 
 MakeGPT = Callable[..., GPT]
 
@@ -34,6 +34,14 @@ def test_every_weight_is_in_one_group_once(make_gpt: MakeGPT) -> None:
     assert sorted(map(id, grouped)) == sorted(map(id, gpt.parameters()))
     assert sum(weight.numel() for weight in grouped) == gpt.n_parameters
     assert sum(weight is gpt.head.weight for weight in grouped) == 1
+
+
+def test_groups_say_what_a_weight_is(make_gpt: MakeGPT) -> None:
+    gpt = make_gpt(tie_embeddings=False)
+    hidden, embeddings, vectors = (set(map(id, group["params"])) for group in parameter_groups(gpt))
+    assert embeddings == {id(gpt.token_embedding.weight), id(gpt.position_embedding.weight), id(gpt.head.weight)}
+    assert hidden == {id(weight) for weight in gpt.blocks.parameters() if weight.dim() == 2}
+    assert vectors == {id(weight) for weight in gpt.parameters() if weight.dim() == 1}
 
 
 def test_a_frozen_weight_is_left_out(make_gpt: MakeGPT) -> None:
@@ -66,6 +74,18 @@ def test_a_schedule_rises_in_warm_up_then_falls_to_its_floor(
     assert all(before < after for before, after in pairwise(rise))
     assert fall[0] == pytest.approx(1)
     assert all(before >= after for before, after in pairwise(fall))
+    assert factors[total:] == pytest.approx([floor] * 5)
+
+
+@given(total=totals, warmup=st.floats(0, 0.4), decay=st.floats(0.01, 0.6), floor=st.floats(0, 1))
+def test_wsd_rises_stays_and_falls(total: int, warmup: float, decay: float, floor: float) -> None:
+    factors = [wsd(step, total, warmup=warmup, decay=decay, floor=floor) for step in range(total + 5)]
+    steps, start = int(warmup * total), total - decay * total
+    assert factors[0] > 0
+    assert all(0 <= factor <= 1 + 1e-9 for factor in factors)
+    assert all(before < after for before, after in pairwise(factors[: steps + 1]))
+    assert all(factor == 1 for step, factor in enumerate(factors) if steps <= step <= start - 1e-6)
+    assert all(before >= after for before, after in pairwise(factors[steps:]))
     assert factors[total:] == pytest.approx([floor] * 5)
 
 

@@ -1,0 +1,54 @@
+"""What suits the machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mingpt_lightning.device import NARROW, compile_pays, fast_dtype
+
+ROOT = Path(__file__).parent.parent
+FAULTS = """
+import resource, sys, torch
+from mingpt_lightning.device import keep_memory
+if "keep" in sys.argv:
+    keep_memory()
+for _ in range(20):
+    torch.ones(2**24)  # until the heap has found its size
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    torch.ones(2**24)  # 64 MB
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(*arguments: str, **environment: str) -> int:
+    """How often the system had to hand out memory for tensors that come and go."""
+    command = [sys.executable, "-c", FAULTS, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
+    return int(result.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_memory_that_was_used_is_used_again() -> None:
+    returned, kept = faults(), faults("keep")
+    if returned < 1000:
+        pytest.skip("this C library keeps large pieces by itself")
+    assert kept < returned / 10
+    assert faults("keep", MALLOC_MMAP_THRESHOLD_="65536") > returned / 2  # the user knows better
+
+
+def test_bfloat16_is_for_wide_models() -> None:
+    cpu = torch.device("cpu")
+    assert fast_dtype(cpu, NARROW - 1) == torch.float32
+    able = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    assert fast_dtype(cpu, NARROW) == (torch.bfloat16 if able else torch.float32)
+
+
+def test_compiling_is_for_long_runs_of_wide_models_on_a_gpu() -> None:
+    assert compile_pays(torch.device("cuda"), 768, 5000)
+    assert not compile_pays(torch.device("cuda"), 768, 10)
+    assert not compile_pays(torch.device("cuda"), 64, 5000)
+    assert not compile_pays(torch.device("cpu"), 768, 5000)
