@@ -149,9 +149,7 @@ def reached(points: list[dict[str, Any]], loss: float) -> float:
 def compare(options: argparse.Namespace) -> None:
     """Every contestant's curve, one after the other, round by round."""
     there = peer(options.peers, "nanoGPT", "model.py") is not None
-    names = [
-        name for name in (*(["nanoGPT", "nanoGPT tuned"] if there else []), *PRESETS) if name in options.contestants
-    ]
+    names = [name for name in options.contestants if there or name in PRESETS]
     table = Table(
         options,
         "shakespeare",
