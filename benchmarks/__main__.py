@@ -45,6 +45,13 @@ def command(name: str, options: argparse.Namespace, rows: Path) -> list[str] | N
     return run + ["--tiny"] * options.tiny
 
 
+def write(folder: Path, page: list[str], rows: Path) -> None:
+    """What is known so far."""
+    (folder / "results.md").write_text("\n".join(page))
+    found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
+    (folder / "results.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, default=Path("peers"))
@@ -62,6 +69,7 @@ def main() -> None:
         run = command(name, options, rows)
         if run is None:
             page.append(f"## {SUITE[name]}\n\nLeft out: it needs `--text FILE`.\n")
+            write(options.output, page, rows)
             continue
         result = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
         shown = " ".join(["python", *run[1:]]).replace(str(options.peers.resolve()), "FOLDER")
@@ -71,9 +79,7 @@ def main() -> None:
         if result.returncode:
             failed.append(name)
             page.append(f"It ended with {result.returncode}: {result.stderr.strip().splitlines()[-1:]}\n")
-        (options.output / "results.md").write_text("\n".join(page))
-        found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
-        (options.output / "results.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1))
+        write(options.output, page, rows)
     rows.unlink(missing_ok=True)
     print(f"wrote {options.output / 'results.md'} and results.json", file=sys.stderr)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
