@@ -5,7 +5,9 @@ A task takes the composed config, does its work, and returns the number that a s
 
 import json
 import logging
+import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -60,6 +62,8 @@ def fit(cfg: DictConfig) -> float | None:
     if compiled == "auto":
         compiled = compile_pays(device, gpt.config["n_embd"], trainer.max_steps)
     if compiled:
+        if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+            raise UserError("torch.compile needs a C++ compiler", "compile", "Install g++, or use compile=false.")
         system.compile_blocks()
     console.print(
         f"GPT of {gpt.n_parameters:,} parameters on {device}, {trainer.precision}, "

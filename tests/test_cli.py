@@ -211,6 +211,15 @@ def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(tmp_pa
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+def test_compiling_without_a_compiler_is_a_mistake(cli, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    code, _, err = cli(*TINY, "trainer=cpu", "compile=true")
+    assert code == 2
+    assert err.splitlines()[-1] == (
+        "error: torch.compile needs a C++ compiler (compile). Install g++, or use compile=false."
+    )
+
+
 def test_threads_do_not_spin_and_transformers_stays_out_unless_asked(tmp_path):
     code = """
 import os, sys
