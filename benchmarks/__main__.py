@@ -2,8 +2,8 @@
 
     python -m benchmarks --peers FOLDER --text FILE [--output FOLDER] [--only NAME …] [--tiny]
 
-FOLDER holds checkouts of minGPT and nanoGPT, FILE is tiny Shakespeare; a benchmark that lacks something says so. Takes
-about an hour and a half on two cores; nothing else should run meanwhile. Writes results.md and results.json.
+FOLDER holds checkouts of minGPT and nanoGPT, FILE is tiny Shakespeare; a benchmark that lacks something says so.
+Nothing else should run meanwhile. Writes results.md and results.json.
 """
 
 import argparse

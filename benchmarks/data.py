@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Table, Worker, load, machine, parser, peak_rss, peer, ratio, serve
+from benchmarks.common import Table, Worker, allocated, load, machine, parser, peak_rss, peer, ratio, serve
 
 Batch = Iterable[Tensor]
 WARM_UP = 16  # batches before each turn: twice as many as four workers make ahead
@@ -99,13 +99,6 @@ def turn(batches: Iterator[Batch], least: float) -> dict[str, Any]:
         tokens += inputs.numel()
         passed = time.perf_counter() - start
     return {"tokens": tokens, "seconds": passed, "allocated": allocated()}
-
-
-def allocated() -> int:
-    """The memory that this process has now, in bytes, without pages of files; 0 where the system doesn't say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def work(options: Namespace) -> None:

@@ -21,10 +21,15 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import Table, Worker, machine, parser, report, serve
+from benchmarks.common import Table, Worker, machine, our_run, parser, report, serve
 
 CONTESTANTS = ["plain loop", "ours", "ours, all off", "Lightning barebones", "Lightning defaults"]
 BATCH = 16
+SIZES = {"n_layer": 1, "n_head": 2, "n_embd": 16}
+OURS = [
+    *(f"model.{name}={size}" for name, size in SIZES.items()),
+    *("trainer=cpu", f"trainer.max_steps={10**6}", "trainer.limit_val_batches=0", f"datamodule.batch_size={BATCH}"),
+]
 
 
 def make() -> tuple[Any, Any]:
@@ -34,7 +39,7 @@ def make() -> tuple[Any, Any]:
 
     torch.manual_seed(0)
     data = AdderDataModule(batch_size=BATCH)
-    return data, GPT(data.vocab_size, data.block_size, n_layer=1, n_head=2, n_embd=16)
+    return data, GPT(data.vocab_size, data.block_size, **SIZES)
 
 
 def plain_loop(steps: int) -> None:
@@ -75,10 +80,6 @@ def with_trainer(name: str, steps: int) -> None:
     from mingpt_lightning import LanguageModel
     from mingpt_lightning.optim import cosine
 
-    data, gpt = make()
-    folder = tempfile.mkdtemp()
-    optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
-
     class Turns(pl.Callback):
         """Reports after the first steps, and from then on after as many as a turn has; waits in between."""
 
@@ -99,52 +100,23 @@ def with_trainer(name: str, steps: int) -> None:
             self.log("loss", loss, prog_bar=True)
             return loss
 
-    system = (LogsAll if name == "Lightning defaults" else LanguageModel)(gpt, optimizer, cosine, data.tokenizer)
-    common: dict[str, Any] = {
-        "max_steps": 10**6,
-        "accelerator": "cpu",
-        "callbacks": [Turns()],
-        "default_root_dir": folder,
-    }
-    loader: Any = data.train_dataloader()
-    if name == "Lightning defaults":
-        dataset = data.dataset("train")
-        pairs = torch.utils.data.TensorDataset(*dataset[torch.arange(len(dataset))])
-        loader = torch.utils.data.DataLoader(pairs, batch_size=BATCH, shuffle=True)
-        trainer = pl.Trainer(gradient_clip_val=1.0, **common)
-    elif name == "Lightning barebones":
+    if name.startswith("ours"):
+        off = ["callbacks=none", "logger=none"] if name == "ours, all off" else []
+        system, trainer, data = our_run([*OURS, *off], tempfile.mkdtemp(), Turns())
+        trainer.fit(system, data.train_dataloader())
+        return
+    data, gpt = make()
+    optimizer = partial(torch.optim.AdamW, lr=1e-3, fused=True)
+    common: dict[str, Any] = {"max_steps": 10**6, "accelerator": "cpu", "callbacks": [Turns()]}
+    if name == "Lightning barebones":
         trainer = pl.Trainer(barebones=True, **common)
-    else:
-        trainer = our_trainer(name, system, folder, common)
-    trainer.fit(system, loader)
-
-
-def our_trainer(name: str, system: Any, folder: str, common: dict[str, Any]) -> Any:
-    """The Trainer that the configs describe, without validation."""
-    import pytorch_lightning as pl
-    from hydra import compose, initialize_config_dir
-    from hydra.utils import instantiate
-
-    from mingpt_lightning.config import CONFIG_DIR
-
-    off = ["callbacks=none", "logger=none"] if name == "ours, all off" else []
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg = compose("config", [f"run_dir={folder}", "trainer=cpu", *off])
-    hooks = [instantiate(node) for node in no_hydra(cfg.callbacks, folder).values() if node]
-    loggers = [instantiate(node) for node in no_hydra(cfg.logger, folder).values() if node]
-    settings = dict(no_hydra(cfg.trainer, folder).items())
-    settings |= {"precision": "32-true", "limit_val_batches": 0, "enable_checkpointing": bool(hooks)}
-    settings |= {**common, "callbacks": [*hooks, *common["callbacks"]], "logger": loggers or False}
-    settings.pop("_target_")
-    return pl.Trainer(**settings)
-
-
-def no_hydra(section: Any, folder: str) -> Any:
-    """A section whose folder is not that of a run."""
-    from omegaconf import OmegaConf
-
-    text = OmegaConf.to_yaml(section).replace("${hydra:runtime.output_dir}", folder)
-    return OmegaConf.create(text.replace("${optimized_metric}", "val/loss"))
+        trainer.fit(LanguageModel(gpt, optimizer, cosine, data.tokenizer), data.train_dataloader())
+        return
+    dataset = data.dataset("train")
+    pairs = torch.utils.data.TensorDataset(*dataset[torch.arange(len(dataset))])
+    trainer = pl.Trainer(gradient_clip_val=1.0, default_root_dir=tempfile.mkdtemp(), **common)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=BATCH, shuffle=True)
+    trainer.fit(LogsAll(gpt, optimizer, cosine, data.tokenizer), loader)
 
 
 def main() -> None:

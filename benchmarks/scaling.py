@@ -29,7 +29,6 @@ import argparse
 import contextlib
 import io
 import json
-import mmap
 import sys
 import tempfile
 import time
@@ -39,13 +38,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Table, Worker, load, machine, parser, peak_rss, peer, seconds, serve
+from benchmarks.common import Table, Worker, allocated, load, machine, parser, peak_rss, peer, seconds, serve
 from mingpt_lightning import GPT
 from mingpt_lightning.device import fast_dtype, keep_memory
 from mingpt_lightning.inference import prepare
@@ -112,10 +111,10 @@ def mingpt(file: Path, settings: Settings) -> Any:
 def windows(settings: Settings) -> Turn:
     """The loader of a text: the same batches in every turn."""
     from mingpt_lightning.datamodule import BatchLoader, WindowDataset
+    from projects.text.datamodule import map_tokens
 
-    tokens = np.memmap(settings["file"], np.uint16, "r")
-    cast(Any, tokens.base).madvise(mmap.MADV_RANDOM)
-    dataset = WindowDataset(tokens.view(np.ndarray), block_size=1024, stride=1)
+    tokens = map_tokens(Path(settings["file"]), np.dtype(np.uint16))
+    dataset = WindowDataset(tokens, block_size=1024, stride=1)
     loader = BatchLoader(dataset, batch_size=16, shuffle_seed=0)
 
     def read(batches: int) -> None:
@@ -167,13 +166,6 @@ def generation(settings: Settings) -> Turn:
         return seconds(lambda: gpt.generate(prompts, new, temperature=0))
 
     return lambda: {"cases": [case(rows, new) for rows, new in settings["cases"]]}
-
-
-def allocated() -> int:
-    """The memory that this process has now, in bytes, without pages of files; 0 where the system doesn't say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 WORK: dict[str, Callable[[Settings], Turn]] = {
