@@ -14,14 +14,47 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
-from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
+from mingpt_lightning.checkpoint import find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.device import fast_dtype
 from mingpt_lightning.errors import CheckpointError, UserError, nearest
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.resume import KEY
 from mingpt_lightning.tokenizer import read_tokenizer
+
+KNOWN = (
+    *("mingpt_lightning.", "projects.", "torch.optim.", "pytorch_lightning.Trainer"),
+    *(f"pytorch_lightning.{part}." for part in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
+)
+"""What a `_target_` may be. Nothing else is imported or called."""
+
+
+def check_targets(node: Any, where: str) -> None:
+    """Raise UserError for a `_target_`, here or further down, that isn't a class or function of KNOWN.
+
+    What the name leads to must live there too: a known module has imported others, and these may do anything.
+    """
+    if isinstance(node, dict):
+        if (target := node.get("_target_")) is not None:
+            known = f"A _target_ is one of {', '.join(KNOWN)} or your own in projects/."
+            if not isinstance(target, str) or not f"{target}.".startswith(KNOWN):
+                raise UserError(f"{target} is not allowed", f"{where}._target_", known)
+            try:
+                found = get_object(target)
+            except Exception as error:  # whatever importing it says
+                what = f"{target} cannot be found: {' '.join(str(error).split())[:200]}"
+                raise UserError(what, f"{where}._target_", "Correct it.") from error
+            home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+            if not callable(found) or not home.startswith((*KNOWN, "pytorch_lightning.trainer.trainer.Trainer")):
+                raise UserError(f"{target} is not allowed: it is {home}", f"{where}._target_", known)
+        for name, value in node.items():
+            check_targets(value, f"{where}.{name}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            check_targets(value, f"{where}[{number}]")
 
 
 def build(node: Any, where: str, **arguments: Any) -> Any:
@@ -30,7 +63,8 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
     `_partial_: true` gives a partial. Raises UserError when the target can't be found or doesn't take the arguments.
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise UserError(f"{where} names no class", where, "Give it a _target_.")
+        raise UserError(f"{where} names no class", where, f"Choose one with {where}=NAME, or give it a _target_.")
+    check_targets(OmegaConf.to_container(node, resolve=True), where)
     try:
         factory = instantiate(node, _convert_="all", _partial_=True)
         return factory if node.get("_partial_") else factory(**arguments)
@@ -108,6 +142,29 @@ def run_folder() -> Path:
     """Where this run writes, seen from the working directory where that is shorter."""
     path = Path(HydraConfig.get().runtime.output_dir)
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of a training's that writes."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def save_config(cfg: DictConfig, run_dir: Path) -> None:
+    """Write .hydra/, as Hydra does, once it's clear that the run will be: a refused command leaves no trace in a run.
+
+    Interpolations are written as such, so what they take from the environment stays there.
+    """
+    folder = run_dir / ".hydra"
+    if not is_first_process():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / "hydra.yaml")
+        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+    except OSError as error:
+        what = f"cannot write {folder}: {error.strerror or error}"
+        raise UserError(what, "run_dir", "Choose another run_dir=.") from error
 
 
 def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:

@@ -1,13 +1,16 @@
-"""What happens around training: progress, samples, a clean stop, and metrics.csv."""
+"""What happens around training: progress, samples, and metrics.csv."""
 
+import csv
 import os
-import signal
+import sys
 import time
-import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -21,7 +24,15 @@ from rich.progress import (
 
 from mingpt_lightning.language_model import LanguageModel
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+class Screen(Console):
+    """A console that outlives its reader: what is written to a closed pipe is lost, and nothing else."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+console = Screen(stderr=True, highlight=False, soft_wrap=True)
 """Everything that isn't generated text goes to standard error."""
 
 
@@ -46,7 +57,8 @@ class Progress(pl.Callback):
                 TimeRemainingColumn(),
             )
             self.bar = RichProgress(*columns, console=console, auto_refresh=False, transient=True)
-            self.task = self.bar.add_task("", total=cast(LanguageModel, pl_module).total_steps())
+            total = cast(LanguageModel, pl_module).total_steps()
+            self.task = self.bar.add_task("", total=total, completed=trainer.global_step)
             self.bar.start()
         self.start_window(trainer, pl_module)
 
@@ -79,8 +91,9 @@ class Progress(pl.Callback):
             return
         if "val/exact_match" in metrics:
             self.exact_match = f"  exact match {metrics['val/exact_match']:.1%}"
-        losses = f"loss {system.train_loss:.4f}  val loss {metrics['val/loss']:.4f}"
-        console.print(f"step {trainer.global_step:>6,}  {losses}{self.exact_match}  {self.window_speed}")
+        loss = "" if system.train_loss is None else f"loss {system.train_loss:.4f}  "  # None: just resumed
+        loss += f"val loss {metrics['val/loss']:.4f}"
+        console.print(f"step {trainer.global_step:>6,}  {loss}{self.exact_match}  {self.window_speed}")
         self.start_window(trainer, pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -115,37 +128,87 @@ class Samples(pl.Callback):
             text = system.complete("", self.max_new_tokens, temperature=1.0, seed=self.validations)[0]
             console.print("  " + text.replace("\n", "\n  "), style="dim", markup=False)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self.validations}
 
-class StopOnSignal(pl.Callback):
-    """Ctrl-C and SIGTERM end training after the step under way, so that everything is saved; a second one at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.previous: dict[int, Any] = {}
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        def stop(number: int, frame: Any) -> None:
-            if self.received is not None:
-                os._exit(128 + number)  # files are renamed into place when whole, so none is harmed
-            self.received = number
-            trainer.should_stop = True
-
-        self.previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.validations = state_dict["validations"]
 
 
-class CSVLogger(pl.loggers.CSVLogger):
-    """Lightning's CSVLogger, writing metrics.csv straight into `save_dir`."""
+class CSVLogger(pl.loggers.logger.Logger):
+    """Writes metrics.csv into `save_dir`: a row for each step and kind of metric, and a column for each name.
 
-    def __init__(self, save_dir: str):
-        super().__init__(save_dir, name="", version="")
+    Rows are appended every `flush_every` of them and with each checkpoint. A run that is resumed goes on in the same
+    file, without the rows that came after its checkpoint.
+    """
+
+    def __init__(self, save_dir: str, flush_every: int = 100):
+        super().__init__()
+        self.file = Path(save_dir) / "metrics.csv"
+        self.flush_every = flush_every
+        self.columns: list[str] = []  # of the file
+        self.rows: list[dict[str, Any]] = []  # that aren't in it yet
 
     @property
-    def experiment(self) -> Any:
-        with warnings.catch_warnings():  # the run folder isn't empty, and that is as it should be
-            warnings.filterwarnings("ignore", message="Experiment logs directory")
-            return super().experiment
+    def name(self) -> str:
+        return ""
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.file.parent)
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """The config is in .hydra/."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}  # steps say more
+        self.rows.append({**values, "step": step})
+        if len(self.rows) >= self.flush_every:
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self.rows:
+            return
+        names = set(self.columns).union(*self.rows)
+        if names != set(self.columns):
+            old = self.read()
+            self.columns = sorted(names.union(*old[:1]))
+            self.write(old)
+        with self.file.open("a", newline="") as stream:
+            csv.DictWriter(stream, self.columns).writerows(self.rows)
+        self.rows = []
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Forget what an earlier process logged from a step on."""
+        if self.file.exists():
+            rows = [row for row in self.read() if int(row["step"]) < step]
+            self.columns = list(rows[0]) if rows else []
+            self.write(rows)
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows of the file; one that a killed process has half written is left out."""
+        text = self.file.read_text() if self.file.exists() else ""
+        return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
+
+    def write(self, rows: list[dict[str, Any]]) -> None:
+        """Put another file in the place of the old one."""
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".csv.part")
+        with part.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, self.columns)
+            if self.columns:
+                writer.writeheader()
+            writer.writerows(rows)
+        part.replace(self.file)

@@ -8,11 +8,13 @@ import csv
 import os
 import re
 import shutil
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +25,7 @@ from omegaconf import DictConfig
 
 from mingpt_lightning.config import CONFIG_DIR, check, explain
 from mingpt_lightning.errors import UserError
+from mingpt_lightning.signals import STOP, Stopped, requeue
 
 TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
 """Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
@@ -53,16 +56,20 @@ def main() -> None:
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     FAILED.clear()
-    run.started = False
+    run.started, run.since = False, time.time() - 0.1
+    STOP.install()
     try:
         run()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
+    except (Stopped, Exception) as error:
+        if STOP.received is not None:  # what a signal interrupts may make an error of its own of it
+            requeue(STOP.received)
+            print(f"stopped by {signal.Signals(STOP.received).name}", file=sys.stderr)
+            raise Stopped(STOP.received) from None
         if run.started:
             raise  # a bug of ours
-        fail(explain(error, overrides))
+        fail(explain(cast(Exception, error), overrides))
+    finally:
+        STOP.restore()
     if FAILED:
         sys.exit(max(error.code for error in FAILED.values()))
 
@@ -110,13 +117,14 @@ def lean_imports() -> Iterator[None]:
 
 
 def discard_empty_run(folder: Path) -> None:
-    """A mistake leaves no run folder behind: remove one that has no file but Hydra's copy of the config."""
-    if not (folder / ".hydra").is_dir() or any(path.is_file() for path in folder.glob("[!.]*/**/*")):
+    """A mistake leaves no folder behind: remove the run's, if there is no file in it but a copy of the config."""
+    config = folder / ".hydra"
+    if folder == Path.cwd() or any(path.is_file() for path in folder.rglob("*") if path.parent != config):
         return
-    if not any(path.is_file() for path in folder.iterdir()):
-        shutil.rmtree(folder)
-        if folder.parent.parent.name == "runs":
-            with contextlib.suppress(OSError):  # other runs are in there
+    if config.exists() or folder.stat().st_mtime >= run.since:  # an empty folder that was there before stays
+        with contextlib.suppress(OSError):
+            shutil.rmtree(folder)
+            if folder.parent.parent.name == "runs":
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
 

@@ -3,7 +3,11 @@
 Free of torch and Lightning, so that a mistyped command is answered in no time.
 """
 
+import os
 import re
+import sys
+import zlib
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.errors import ResourceError, UserError, check_gpt_sizes, nearest
+from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
 from mingpt_lightning.optim import lr_for_width
 
 _HERE = Path(__file__).parent
@@ -30,7 +34,22 @@ ALSO_ACCEPTED: dict[str, tuple[type, ...]] = {
 }
 """Types that a key takes beside the type of its default."""
 
+
+def run_name() -> str:
+    """The name of a run's folder: the time; within a SLURM job, one that is the same when it's run again."""
+    if (job := os.environ.get("SLURM_JOB_ID")) is None:
+        return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return f"slurm-{job}-{zlib.crc32(repr(sys.argv[1:]).encode()):08x}"
+
+
+def default_resume() -> str:
+    """A run isn't overwritten or gone on with by accident; the folder of a SLURM job is its own."""
+    return "never" if os.environ.get("SLURM_JOB_ID") is None else "auto"
+
+
 OmegaConf.register_new_resolver("lr_for_width", lr_for_width, replace=True)
+OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
+OmegaConf.register_new_resolver("default_resume", default_resume, replace=True)
 
 
 def compose(overrides: list[str]) -> DictConfig:
@@ -64,6 +83,8 @@ def check(cfg: DictConfig) -> None:
         check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, cfg.model.get("dropout", 0.0))
     if cfg.compile not in (True, False, "auto"):
         raise UserError(f"compile={cfg.compile} is not possible", "compile", "Use true, false or auto.")
+    if cfg.resume not in ("auto", "must", "never"):
+        raise UserError(f"resume={cfg.resume} is not possible", "resume", "Use auto, must or never.")
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"seed={cfg.seed} is out of range", "seed", "Use 0 to 4294967295.")
 
@@ -104,8 +125,7 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
         options = [line.strip() for line in listed if line.strip() and ":" not in line]
         return UserError(f"{group}={choice} does not exist", group, nearest(choice, options))
     if isinstance(error, OSError) and error.filename:
-        fix = "Choose another run_dir=."
-        return ResourceError(f"cannot write {error.filename}: {error.strerror}", "run_dir", fix)
+        return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
     if unknown := re.search(r"Could not override '([^']+)'", message):
         key = unknown[1]
         parent, _, name = key.rpartition(".")

@@ -5,8 +5,10 @@ function of (seed, step), so nothing is kept in memory that grows with the data,
 `SequenceDataModule` puts the two together; projects derive from it and say what the tokens mean.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 import pytorch_lightning as pl
@@ -116,8 +118,26 @@ class SequenceDataModule(pl.LightningDataModule):
         """The sequences of one split. No sequence is in two of them."""
         raise NotImplementedError
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash that tells other data from this: of each split's length, and of sequences spread over it."""
+        digest = hashlib.sha256()
+        for split in get_args(Split):
+            dataset = self.dataset(split)
+            digest.update(f"{split} {len(dataset)}".encode())
+            if len(dataset):
+                places = torch.linspace(0, len(dataset) - 1, 64, dtype=torch.float64).long()
+                for tensor in dataset[places]:
+                    digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
+
+    def loader(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None) -> "BatchLoader":
+        """A loader of this process's share: with n processes, a batch has n times `batch_size` sequences in all."""
+        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return BatchLoader(dataset, batch_size, shuffle_seed, rank, ranks)
+
     def train_dataloader(self) -> "BatchLoader":
-        return BatchLoader(self.dataset("train"), self.batch_size, shuffle_seed=self.seed)
+        return self.loader(self.dataset("train"), self.batch_size, shuffle_seed=self.seed)
 
     def val_dataloader(self) -> "BatchLoader":
         return self.evaluation_dataloader("val")
@@ -127,7 +147,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: Split) -> "BatchLoader":
         """Every sequence of a split once, in order; short sequences in larger batches, as no gradient is kept."""
-        return BatchLoader(self.dataset(split), max(self.batch_size, 16384 // self.block_size))
+        return self.loader(self.dataset(split), max(self.batch_size, 16384 // self.block_size))
 
 
 class BatchLoader:
@@ -137,27 +157,43 @@ class BatchLoader:
     Shuffled: an endless stream of permutations of the indices, cut into batches that are all full, also where
     batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
     iteration yields `len` batches, and the next one goes on where it ended.
+
+    Of `ranks` processes, each yields `batch_size` sequences of every batch: together they see what one process with a
+    batch of ranks * batch_size would see.
     """
 
-    def __init__(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None):
+    def __init__(
+        self,
+        dataset: SequenceDataset,
+        batch_size: int,
+        shuffle_seed: int | None = None,
+        rank: int = 0,
+        ranks: int = 1,
+    ):
         if not len(dataset):
             raise UserError("there is no sequence to read", "datamodule", "Give more data, or a larger split.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
+        self.rank = rank
+        self.whole_batch = batch_size * ranks
         self.step = 0
+        self.resumed = False
         length = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1]
         self.steps_at_once = max(1, TOKENS_AT_ONCE // (batch_size * length))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        whole, rest = divmod(len(self.dataset), self.whole_batch)
         return whole + bool(rest) if self.shuffle_seed is None else max(1, whole)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.shuffle_seed is None:
-            self.step = 0
-        end = self.step + len(self)
+            self.step = self.step % len(self) if self.resumed else 0
+            end = len(self)
+        else:
+            end = self.step + len(self)
+        self.resumed = False
         while self.step < end:
             steps = min(self.steps_at_once, end - self.step)
             inputs, targets = self.batches(self.step, steps)
@@ -172,8 +208,24 @@ class BatchLoader:
     def indices(self, step: int, steps: int = 1) -> np.ndarray:
         """Which sequences come in `steps` steps from a step on: (steps * batch_size,) int64."""
         size = len(self.dataset)
-        places = np.arange(step * self.batch_size, (step + steps) * self.batch_size)
+        first = step * self.whole_batch + self.rank * self.batch_size
+        starts = np.arange(first, first + steps * self.whole_batch, self.whole_batch)
+        places = (starts[:, None] + np.arange(self.batch_size)).ravel()
         if self.shuffle_seed is None:
             return places[places < size]
         epochs, places = np.divmod(places, size)
         return permute(places, size, key=mix(epochs, key=self.shuffle_seed))
+
+    def state_dict(self) -> dict[str, int]:
+        """Where it is, in sequences of all processes. Lightning saves it with a checkpoint of the training."""
+        return {"sequences": self.step * self.whole_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from there. Raises UserError where no batch of this size begins."""
+        self.step, rest = divmod(state["sequences"], self.whole_batch)
+        if rest:
+            what = (
+                f"the run has read {state['sequences']:,} sequences, no whole number of batches of {self.whole_batch}"
+            )
+            raise UserError(what, "datamodule.batch_size", "Go on with the run's own batch_size times devices.")
+        self.resumed = True

@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mingpt_lightning.checkpoint import KEY, read_checkpoint
+from mingpt_lightning.checkpoint import FORMAT, Checkpoint, read_checkpoint
 from mingpt_lightning.completion import complete
-from mingpt_lightning.datamodule import IGNORE, Batch
-from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
+from mingpt_lightning.errors import CheckpointError, DivergedError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.loss import cross_entropy_sum, rows_at_once
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
+from mingpt_lightning.resume import KEY, environment
+from mingpt_lightning.shuffle import mix
 from mingpt_lightning.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
 
 
@@ -56,9 +58,13 @@ class LanguageModel(pl.LightningModule):
         lengths = torch.from_numpy(tokenizer.byte_lengths) if isinstance(tokenizer, BPETokenizer) else None
         self.register_buffer("byte_lengths", lengths, persistent=False)
         self.train_loss: Tensor | None = None  # of the newest batch, detached; reading it may wait for the device
-        self.tokens_seen = 0  # in training, the masked ones included
+        self.tokens_seen = 0  # in training, in all processes, the masked ones included
+        self.seed = torch.initial_seed()  # of dropout
+        rates = gpt.config["dropout"]
+        self.drops = any(rates if isinstance(rates, list) else [rates])
         self.validated_step = 0  # optimizer steps before the newest validation
         self.window_tokens: Tensor | int = 0  # tokens with a loss since the last optimizer step
+        self.window_loss: Tensor | int = 0  # since then, the sum; not finite if that of any batch wasn't
         self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the evaluation under way
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -69,15 +75,22 @@ class LanguageModel(pl.LightningModule):
         """The summed loss of a batch in nats, and the number of tokens that it sums over."""
         return cross_entropy_sum(self.gpt, self.gpt.hidden(inputs), targets), (targets != IGNORE).sum()
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.drops:  # what is dropped is a function of the seed and of what was trained before
+            torch.manual_seed(int(mix(self.tokens_seen, key=mix(self.global_rank, key=self.seed % 2**64))))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, targets = batch
         total, tokens = self.loss_sum(inputs, targets)
+        ranks = self.trainer.world_size
+        if ranks > 1:  # gradients are averaged over the processes, which may have different numbers of tokens
+            tokens = self.trainer.strategy.reduce(tokens.float(), reduce_op="mean")
         loss = total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
         self.train_loss = loss.detach()
-        self.tokens_seen += inputs.numel()
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
-        if every and (self.global_step + 1) % every == 0:
-            self.log("train/loss", self.train_loss)
+        self.tokens_seen += inputs.numel() * ranks
+        self.window_loss = self.window_loss + self.train_loss
+        if self.logs_this_step():
+            self.log("train/loss", self.train_loss, logger=False)
         windows = self.trainer.accumulate_grad_batches
         if windows == 1:
             return loss
@@ -90,6 +103,18 @@ class LanguageModel(pl.LightningModule):
                 if weight.grad is not None:
                     weight.grad /= self.window_tokens.clamp(min=1)
             self.window_tokens = 0
+
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        super().optimizer_step(*arguments, **more)
+        self.zero_grad()  # Lightning would keep the gradients through the next forward pass
+        if self.logs_this_step() and self.train_loss is not None:
+            for logger in self.trainer.loggers:  # Lightning would log it only after a checkpoint may have been written
+                logger.log_metrics({"train/loss": self.train_loss.item()}, self.global_step)
+
+    def logs_this_step(self) -> bool:
+        """Whether the loss of the step under way is to be logged."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
+        return bool(every) and (self.global_step + 1) % every == 0
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Sums over a batch: loss in nats, tokens, sequences with every target right, sequences, bytes of text."""
@@ -128,6 +153,9 @@ class LanguageModel(pl.LightningModule):
         self.sums = []
         total, tokens, right, sequences, length = self.trainer.strategy.reduce(sums, reduce_op="sum").tolist()
         loss = total / max(tokens, 1)
+        if not math.isfinite(loss) and self.trainer.state.fn == "fit":
+            fix = "Lower optimizer.lr, or see what is in the data."
+            raise DivergedError(f"{stage}/loss is {loss} after step {self.global_step:,}", "optimizer.lr", fix)
         values = {
             "loss": loss,
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
@@ -211,31 +239,57 @@ class LanguageModel(pl.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        norm: Tensor | None = None
         # Lightning 2.6 refuses to clip for a fused optimizer under bf16-mixed, which has no loss scaler to mind.
-        if not gradient_clip_val or self.trainer.precision != "bf16-mixed":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":
+        if gradient_clip_val and gradient_clip_algorithm != "value" and self.trainer.precision != "16-mixed":
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        self.stop_if_diverged(norm)
+        if gradient_clip_val and gradient_clip_algorithm == "value" and self.trainer.precision == "bf16-mixed":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)
-        else:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        elif norm is None:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
-    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
-        super().optimizer_step(*arguments, **more)
-        self.zero_grad()  # Lightning would keep the gradients through the next forward pass
+    def stop_if_diverged(self, norm: Tensor | None) -> None:
+        """Raise DivergedError before an update by a loss or a gradient that isn't finite. norm: the gradient's."""
+        loss, self.window_loss = self.window_loss, 0
+        scaled = self.trainer.precision == "16-mixed"  # whose scaler expects gradients to overflow, and skips the step
+        if norm is None and not scaled:
+            norm = torch.nn.utils.get_total_norm([w.grad for w in self.parameters() if w.grad is not None])
+        if math.isfinite(loss if norm is None else loss + norm):
+            return
+        what = f"the gradient's norm is {norm}" if math.isfinite(loss) else f"the loss is {float(loss)}"
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        keeper = self.trainer.checkpoint_callback
+        good = keeper.newest() if isinstance(keeper, Checkpoint) else None
+        raise DivergedError(
+            f"{what} at step {self.global_step + 1:,}, with learning rate {lr:.3g}; the weights were not updated",
+            "optimizer.lr",
+            f"The last good checkpoint is {good or 'none'}. Lower optimizer.lr, or see what is in the data.",
+        )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def about(self, datamodule: Any) -> dict[str, Any]:
+        """What a checkpoint holds under KEY: plain data that makes this system, and tells other runs from its own."""
         from mingpt_lightning import __version__
 
-        checkpoint[KEY] = {
+        return {
+            "format": FORMAT,
             "version": __version__,
             "gpt": self.gpt.config,
             "tokenizer": self.tokenizer and self.tokenizer.state(),
             "config": self.config,
             "tokens_seen": self.tokens_seen,
+            "validated_step": self.validated_step,
+            "seed": self.seed,
+            "data": datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None,
+            "environment": environment(),
         }
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = self.about(getattr(self._trainer, "datamodule", None))
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.tokens_seen = checkpoint[KEY]["tokens_seen"]
+        for name in ("tokens_seen", "validated_step", "seed"):
+            setattr(self, name, checkpoint[KEY].get(name, getattr(self, name)))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path) -> Self:  # type: ignore[override]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -142,6 +143,7 @@ def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]
     """Ask for prompts and answer them, until Ctrl-D. The same prompt again has another answer."""
     with suppress(ImportError):
         import readline  # noqa: F401  # the line can be edited, and earlier ones come back
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it doesn't end the program here
     console.print("Type a prompt. Ctrl-C stops an answer, Ctrl-D leaves.")
     while True:
         try:

@@ -3,6 +3,7 @@
 A task takes the composed config, does its work, and returns the number that a sweep compares (None if there is none).
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mingpt_lightning.build import (
@@ -24,69 +26,150 @@ from mingpt_lightning.build import (
     build_datamodule,
     build_each,
     build_trainer,
+    is_first_process,
     is_pretrained,
     plain,
     read_named,
     read_system,
     run_folder,
+    save_config,
 )
-from mingpt_lightning.callbacks import StopOnSignal, console
+from mingpt_lightning.callbacks import console
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.device import compile_pays, keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.prompts import generate
+from mingpt_lightning.resume import KEY, check_resumable, differences, find_resumable
+from mingpt_lightning.signals import Stopped
+from mingpt_lightning.storage import locked, unwritable, write_text
 
 for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
     logging.getLogger(name).setLevel(logging.WARNING)  # no tips
 
 
 def fit(cfg: DictConfig) -> float | None:
-    """Train, then test the best checkpoint on data that nothing was chosen by."""
+    """Train, from the start or from where a run was stopped; then test the best checkpoint on data never seen."""
     started, run_dir = time.perf_counter(), run_folder()
-    if any(run_dir.glob("checkpoints/*.ckpt")):
-        raise UserError(f"{run_dir} already holds a run", "run_dir", "Choose another run_dir=.")
-    pl.seed_everything(cfg.seed, verbose=False)
-    datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
-    gpt = build(cfg.model, "model", vocab_size=datamodule.vocab_size, block_size=datamodule.block_size)
-    optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
-    system = LanguageModel(gpt, optimizer, scheduler, datamodule.tokenizer, config=plain(cfg))
-    loggers = build_each(cfg.logger, "logger")
-    callbacks = build_callbacks(cfg.callbacks, system.metric_names(), logging=bool(loggers))
-    stop = StopOnSignal()
-    trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=[*callbacks, stop], logger=loggers or False)
-    set_threads(gpt.config["n_embd"])
-    keep_memory()
-    device, compiled = trainer.strategy.root_device, cfg.compile
-    if compiled == "auto":
-        compiled = compile_pays(device, gpt.config["n_embd"], trainer.max_steps)
-    if compiled:
-        if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
-            raise UserError("torch.compile needs a C++ compiler", "compile", "Install g++, or use compile=false.")
-        system.compile_blocks()
-    console.print(
-        f"GPT of {gpt.n_parameters:,} parameters on {device}, {trainer.precision}, "
-        f"{torch.get_num_threads()} threads{', compiled' if compiled else ''}"
-    )
-    trainer.fit(system, datamodule=datamodule)
+    with locked(run_dir) if is_first_process() else contextlib.nullcontext():
+        resumed, notes = find_resumable(run_dir, cfg.resume)
+        for note in notes:
+            console.print(f"note: {note}", markup=False)
+        pl.seed_everything(cfg.seed, verbose=False)
+        datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
+        gpt = build(cfg.model, "model", vocab_size=datamodule.vocab_size, block_size=datamodule.block_size)
+        optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
+        system = LanguageModel(gpt, optimizer, scheduler, datamodule.tokenizer, config=plain(cfg))
+        loggers = build_each(cfg.logger, "logger")
+        callbacks = build_callbacks(cfg.callbacks, system.metric_names(), logging=bool(loggers))
+        trainer = build_trainer(cfg.trainer, gpt.config["n_embd"], callbacks=callbacks, logger=loggers or False)
+        set_threads(gpt.config["n_embd"])
+        keep_memory()
+        if resumed is not None:
+            say_differences(resumed, system, datamodule)
+            set_aside(run_dir, resumed)
+        elif cfg.checkpoint is not None:
+            take_weights(system, find_checkpoint(cfg.checkpoint))
+        compiled = compile_if_asked(cfg, system, trainer)
+        console.print(
+            f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
+            f"{torch.get_num_threads()} threads{', compiled' if compiled else ''}"
+        )
+        save_config(cfg, run_dir)
+        try:
+            trainer.fit(system, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+        except Stopped:
+            if system.tokens_seen:
+                write_summary(summary("fit", {}, trainer.global_step, None, started, system), run_dir)
+                say_how_to_go_on(run_dir, callbacks, trainer.global_step)
+            raise
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step  # also if there was nothing left to do
+        return finish(cfg, system, datamodule, trainer, callbacks, started, run_dir)
 
+
+def finish(
+    cfg: DictConfig,
+    system: LanguageModel,
+    datamodule: SequenceDataModule,
+    trainer: pl.Trainer,
+    callbacks: list[pl.Callback],
+    started: float,
+    run_dir: Path,
+) -> float | None:
+    """Test the best weights of a training that is over, and write its summary."""
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
     steps, checkpoint = trainer.global_step, None
-    if stop.received is None and system.validated_step != steps:
+    if system.validated_step != steps:
         metrics |= trainer.validate(system, datamodule=datamodule, verbose=False)[0]
     for keeper in (callback for callback in callbacks if isinstance(callback, Checkpoint)):
         checkpoint = find_checkpoint(run_dir)
         if keeper.best_metrics:  # the best weights are tested, and their metrics reported
             system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
             metrics |= keeper.best_metrics
-    if stop.received is None and len(datamodule.dataset("test")):
+    if len(datamodule.dataset("test")):
         metrics |= trainer.test(system, datamodule=datamodule, verbose=False)[0]
-    summarize("fit", metrics, steps, checkpoint, started, run_dir, system, datamodule)
-    if stop.received is not None:
-        console.print("stopped before the end; everything so far is saved")
-        raise SystemExit(128 + stop.received)
+    if trainer.is_global_zero:
+        summarize("fit", metrics, steps, checkpoint, started, run_dir, system, datamodule)
     return metrics.get(cfg.optimized_metric)
+
+
+def compile_if_asked(cfg: DictConfig, system: LanguageModel, trainer: pl.Trainer) -> bool:
+    """Compile the blocks where `compile` says so; returns whether it does."""
+    device, width = trainer.strategy.root_device, system.gpt.config["n_embd"]
+    if not (compile_pays(device, width, trainer.max_steps) if cfg.compile == "auto" else cfg.compile):
+        return False
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("torch.compile needs a C++ compiler", "compile", "Install g++, or use compile=false.")
+    system.compile_blocks()
+    return True
+
+
+def say_differences(file: Path, system: LanguageModel, datamodule: SequenceDataModule) -> None:
+    """Say what goes on, and in which way this run isn't the one of the checkpoint; raise where that would be wrong."""
+    content = read_checkpoint(file)
+    lines = check_resumable(content, system.about(datamodule), file)
+    console.print(f"resuming    {file}, step {content['global_step']:,}", markup=False)
+    for line in lines:
+        console.print(f"changed     {line}", markup=False)
+
+
+def set_aside(run_dir: Path, good: Path) -> None:
+    """Rename a last.ckpt that is damaged, so that the good file before it isn't replaced by it."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    if last.exists() and good != last and is_first_process():
+        last.replace(last.with_suffix(".ckpt.damaged"))
+
+
+def take_weights(system: LanguageModel, file: Path) -> None:
+    """Start from the weights of a checkpoint, whose model and vocabulary must be the same."""
+    content = read_checkpoint(file)
+    ours, theirs = system.about(None), content[KEY]
+    lines = [f"{name}: {a} in the checkpoint, {b} now" for name, a, b in differences(theirs["gpt"], ours["gpt"])]
+    lines = [line for line in lines if not line.startswith("dropout:")]
+    if theirs["tokenizer"] != ours["tokenizer"]:
+        lines.append("another vocabulary")
+    if lines:
+        what = f"the weights of {file} are of another model: {'; '.join(lines)}"
+        raise CheckpointError(what, "checkpoint", "Give the model and data of its run.")
+    system.load_state_dict(content["state_dict"])
+    console.print(f"weights     {file}, step {content['global_step']:,}", markup=False)
+
+
+def say_how_to_go_on(run_dir: Path, callbacks: list[pl.Callback], step: int) -> None:
+    """After a stop: what is saved, and the command that goes on."""
+    if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+        console.print("stopped before the end; without callbacks.checkpoint nothing is saved")
+        return
+    console.print(f"stopped before the end; everything up to step {step:,} is saved")
+    given = [item for item in HydraConfig.get().overrides.task if not item.startswith(("run_dir=", "resume="))]
+    command = shlex.join([*given, f"run_dir={run_dir}", "resume=auto"])
+    console.print(f"go on with  {program()} {command}", markup=False)
+
+
+def program() -> str:
+    """How this program was called."""
+    return "python main.py" if sys.argv[0].endswith("main.py") else Path(sys.argv[0]).name
 
 
 def validate(cfg: DictConfig) -> float | None:
@@ -119,6 +202,7 @@ def evaluate(cfg: DictConfig, split: str) -> float | None:
         raise CheckpointError(what, "datamodule", "Leave out datamodule= to take the run's own data.")
     trainer = build_trainer(cfg.trainer, gpt["n_embd"], callbacks=[], logger=False)
     run = trainer.validate if split == "val" else trainer.test
+    save_config(cfg, run_dir)
     metrics = dict(run(system, datamodule=datamodule, verbose=False)[0])
     task = "validate" if split == "val" else "test"
     summarize(task, metrics, steps, path, started, run_dir, system, datamodule)
@@ -146,6 +230,29 @@ TASKS: dict[str, Callable[[DictConfig], float | None]] = {
 }
 
 
+def summary(
+    task: str, metrics: dict[str, float], steps: int, checkpoint: Path | None, started: float, system: LanguageModel
+) -> dict[str, Any]:
+    """What summary.json says."""
+    return {
+        "task": task,
+        "metrics": metrics,
+        "steps": steps,
+        "tokens": system.tokens_seen,
+        "seconds": round(time.perf_counter() - started, 2),
+        "parameters": system.gpt.n_parameters,
+        "checkpoint": checkpoint and str(checkpoint),
+    }
+
+
+def write_summary(content: dict[str, Any], run_dir: Path) -> None:
+    """Write summary.json."""
+    try:
+        write_text(run_dir / "summary.json", json.dumps(content, indent=2) + "\n")
+    except OSError as error:
+        raise unwritable(run_dir / "summary.json", error) from error
+
+
 def summarize(
     task: str,
     metrics: dict[str, float],
@@ -157,17 +264,8 @@ def summarize(
     datamodule: SequenceDataModule,
 ) -> None:
     """Write summary.json, and say the same to people."""
-    summary: dict[str, Any] = {
-        "task": task,
-        "metrics": metrics,
-        "steps": steps,
-        "tokens": system.tokens_seen,
-        "seconds": round(time.perf_counter() - started, 2),
-        "parameters": system.gpt.n_parameters,
-        "checkpoint": checkpoint and str(checkpoint),
-    }
-    (run_dir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-
+    content = summary(task, metrics, steps, checkpoint, started, system)
+    write_summary(content, run_dir)
     tokenizer = datamodule.tokenizer
     console.print()
     split = "test" if "test/loss" in metrics else "val"
@@ -184,11 +282,10 @@ def summarize(
             units = {unit: metrics.get(name.replace("loss", f"bits_per_{unit}")) for unit in ("character", "byte")}
             extra = "".join(f"  ({bits:.4f} bits per {unit})" for unit, bits in units.items() if bits is not None)
             console.print(f"{name}  {metrics[name]:.4f}{extra}")
-    console.print(f"{steps:,} steps, {system.tokens_seen:,} tokens, {summary['seconds']:.1f} seconds")
+    console.print(f"{steps:,} steps, {system.tokens_seen:,} tokens, {content['seconds']:.1f} seconds")
     console.print(f"run folder  {run_dir}", markup=False)
     if task == "fit" and checkpoint is not None:
-        program = "python main.py" if sys.argv[0].endswith("main.py") else Path(sys.argv[0]).name
-        command = f"{program} task=generate checkpoint={shlex.quote(str(run_dir))}"
+        command = f"{program()} task=generate checkpoint={shlex.quote(str(run_dir))}"
         if tokenizer.answer_length is not None:
             inputs, _ = datamodule.dataset("val")[torch.arange(1)]
             prompt = tokenizer.decode(inputs[0, : 1 - tokenizer.answer_length].tolist()).strip(" =->")

@@ -43,7 +43,7 @@ def test_fit_leaves_the_files_of_a_run(cli):
     assert "exact match" in err
     assert "task=generate checkpoint=run" in err
     assert {f.name for f in Path("run").iterdir()} == {".hydra", "checkpoints", "metrics.csv", "summary.json"}
-    assert {f.name for f in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {f.name for f in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "manifest.json"}
     result = summary()
     assert set(result) == {"task", "metrics", "steps", "tokens", "seconds", "parameters", "checkpoint"}
     assert {"train/loss", "val/loss", "val/exact_match", "test/loss", "test/exact_match"} <= set(result["metrics"])
@@ -281,14 +281,14 @@ BAD = [
     (("datamodule=chargpt", "datamodule.path=."), 2, "is a folder"),
     (("datamodule=chargpt", "datamodule.split=[0.5,0.1,0.1]"), 2, "does not add up to 1"),
     (("datamodule=chargpt", "datamodule.block_size=0"), 2, "block_size=0"),
-    (("run_dir=file.txt",), 4, "file.txt"),
+    (("run_dir=file.txt",), 2, "file.txt"),
     (("run_dir=full",), 2, "already holds a run"),
     (("task=test",), 2, "needs a checkpoint"),
     (("task=generate", "checkpoint=nowhere"), 3, "nowhere does not exist"),
-    (("task=generate", "checkpoint=garbage.ckpt"), 3, "cannot be read"),
-    (("task=generate", "checkpoint=empty.txt"), 3, "cannot be read"),
+    (("task=generate", "checkpoint=garbage.ckpt"), 3, "garbage.ckpt is damaged: it is no checkpoint"),
+    (("task=generate", "checkpoint=empty.txt"), 3, "empty.txt is damaged: it is empty"),
     (("task=generate", "checkpoint=foreign.ckpt"), 3, "is not a checkpoint of mingpt_lightning"),
-    (("task=generate", "checkpoint=pickle.ckpt"), 3, "cannot be read"),
+    (("task=generate", "checkpoint=pickle.ckpt"), 3, "pickle.ckpt holds code ("),
     (("task=generate", "checkpoint=https://example.org/a.ckpt"), 3, "URL"),
     (("task=generate", "checkpoint=."), 3, "holds no"),
     (("task=generate", "checkpoint=python.ckpt", "prompt=a", "temperature=warm"), 2, "temperature=warm"),

@@ -15,6 +15,7 @@ LAYERS = [
     {
         *(
             "errors",
+            "signals",
             "shuffle",
             "optim",
             "device",
@@ -30,12 +31,12 @@ LAYERS = [
         ),
         *("text", "bpe", "tokenizer", "completion"),
     },
-    {"language_model", "datamodule", "callbacks", "checkpoint"},
+    {"language_model", "datamodule", "callbacks", "checkpoint", "resume", "storage"},
     {"config", "build", "prompts", "tasks", "cli"},
 ]
 TORCH, LIGHTNING, HYDRA = {"torch"}, {"pytorch_lightning", "lightning"}, {"hydra", "omegaconf"}
 FORBIDDEN = [LIGHTNING | HYDRA, HYDRA, set[str]()]  # for each layer
-NO_TORCH = {"errors", "shuffle"}  # neither now nor later
+NO_TORCH = {"errors", "shuffle", "signals"}  # neither now nor later
 NO_TORCH_AT_ONCE = {*NO_TORCH, "__init__", "optim", "config", "cli"}  # for quick answers
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py"))

@@ -9,6 +9,7 @@ import http.client
 import os
 import urllib.request
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,11 @@ class CharDataModule(SequenceDataModule):
         self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
         self.block_size = block_size
         self.bounds = split_bounds(len(self.tokens), split, block_size, name, "characters")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The SHA-256 of all tokens."""
+        return hashlib.sha256(self.tokens.data).hexdigest()
 
     def dataset(self, split: Split) -> WindowDataset:
         start, end = self.bounds[split]

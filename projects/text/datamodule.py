@@ -82,6 +82,7 @@ class TextDataModule(SequenceDataModule):
         self.tokenizer = BPETokenizer(tokenizer) if given else BPETokenizer.from_pretrained(tokenizer, revision)
         key = digest(VERSION, identity, self.tokenizer.arguments)
         entry = cache.entry(key, partial(write_tokens, corpus, self.tokenizer))
+        self.fingerprint = key
         self.tokens = map_tokens(entry / "tokens.bin", token_type(self.tokenizer))
         self.block_size = block_size
         self.shuffle = shuffle
@@ -95,7 +96,7 @@ class TextDataModule(SequenceDataModule):
     def train_dataloader(self) -> BatchLoader:
         if self.shuffle:
             return super().train_dataloader()
-        return BatchLoader(self.dataset("train"), self.batch_size)
+        return self.loader(self.dataset("train"), self.batch_size)
 
 
 def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
