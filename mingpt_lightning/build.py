@@ -16,11 +16,11 @@ from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from mingpt_lightning.checkpoint import find_checkpoint, read_checkpoint
+from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.device import fast_dtype
-from mingpt_lightning.errors import CheckpointError, UserError, nearest
+from mingpt_lightning.errors import CheckpointError, UserError, nearest, resource_error
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.resume import KEY
 from mingpt_lightning.tokenizer import read_tokenizer
@@ -68,7 +68,7 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
     try:
         factory = instantiate(node, _convert_="all", _partial_=True)
         return factory if node.get("_partial_") else factory(**arguments)
-    except (UserError, MemoryError):
+    except UserError:
         raise
     except InstantiationException as error:
         cause = error.__cause__
@@ -76,6 +76,8 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
             raise cause from error
         raise UserError(str(error).splitlines()[0], where, "Check its _target_ and arguments.") from error
     except Exception as error:  # whatever the target says of its arguments: they come from the config
+        if known_error := resource_error(error):
+            raise known_error from error
         message = " ".join(str(error).split()) or type(error).__name__
         if unknown := re.search(r"unexpected keyword argument '(\w+)'", message):
             known = inspect.signature(get_object(node._target_)).parameters
@@ -83,6 +85,7 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
         if isinstance(error, ImportError):
             raise UserError(message, where, "Install what is missing, or choose another.") from error
         given = [item for item in HydraConfig.get().overrides.task if item.startswith(f"{where}.")]
+        given = [item for item in given if item.partition("=")[0].rpartition(".")[2] in message] or given[:3]
         raise UserError(message, ", ".join(given) or where, "Correct its arguments.") from error
 
 
@@ -97,6 +100,11 @@ def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> l
         if node is not None and (monitor := node.get("monitor")) and monitor not in metrics:
             raise UserError(f"there is no metric {monitor}", f"callbacks.{name!s}.monitor", nearest(monitor, metrics))
     callbacks = build_each(section, "callbacks")
+    for callback in callbacks:
+        if isinstance(callback, Checkpoint) and not callback.monitor.startswith("val/"):
+            what = f"{callback.monitor} is not known where the best checkpoint is chosen"
+            fix = f"Choose one of: {', '.join(metric for metric in metrics if metric.startswith('val/'))}."
+            raise UserError(what, "callbacks.checkpoint.monitor", fix)
     if not logging:  # Lightning refuses to monitor the learning rate for nobody
         callbacks = [item for item in callbacks if not isinstance(item, pl.callbacks.LearningRateMonitor)]
     return callbacks

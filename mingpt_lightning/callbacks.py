@@ -1,8 +1,7 @@
 """What happens around training: progress, samples, and metrics.csv."""
 
+import contextlib
 import csv
-import os
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +21,19 @@ from rich.progress import (
     Progress as RichProgress,
 )
 
+from mingpt_lightning.errors import require_positive
 from mingpt_lightning.language_model import LanguageModel
 
 
 class Screen(Console):
-    """A console that outlives its reader: what is written to a closed pipe is lost, and nothing else."""
+    """A console that outlives its reader: what is written to a closed pipe or terminal is lost, and nothing else."""
 
     def on_broken_pipe(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        self.quiet = True
+
+    def _check_buffer(self) -> None:
+        with contextlib.suppress(OSError):
+            super()._check_buffer()
 
 
 console = Screen(stderr=True, highlight=False, soft_wrap=True)
@@ -81,7 +85,7 @@ class Progress(pl.Callback):
         self.bar.update(self.task, completed=trainer.global_step, description=text, refresh=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.state.fn != "fit":
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.window_speed = self.speed(cast(LanguageModel, pl_module))
 
@@ -106,6 +110,7 @@ class Samples(pl.Callback):
     """Shows what the model makes of it, after every n-th validation: answers to problems, or a piece of text."""
 
     def __init__(self, every_n_validations: int = 5, n: int = 3, max_new_tokens: int = 100):
+        require_positive(every_n_validations=every_n_validations, n=n, max_new_tokens=max_new_tokens)
         self.every_n_validations = every_n_validations
         self.n = n
         self.max_new_tokens = max_new_tokens

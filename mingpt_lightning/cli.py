@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -24,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from mingpt_lightning.config import CONFIG_DIR, check, explain
-from mingpt_lightning.errors import UserError
+from mingpt_lightning.errors import UserError, nearest, resource_error
 from mingpt_lightning.signals import STOP, Stopped, requeue
 
 TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
@@ -52,9 +53,14 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being shortened
     if "OMP_WAIT_POLICY" not in os.environ:  # before torch is imported, or it has no effect
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-    overrides = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the parent
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    sweep = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    rest = [argument for argument in sys.argv[1:] if argument not in sweep]
+    overrides = [argument for argument in rest if not argument.startswith("-")]
+    refuse_options(rest)
+    sys.argv[1:] = sweep + (rest if sweep else [quoted(argument) for argument in rest])
     FAILED.clear()
     run.started, run.since = False, time.time() - 0.1
     STOP.install()
@@ -74,6 +80,21 @@ def main() -> None:
         sys.exit(max(error.code for error in FAILED.values()))
 
 
+def refuse_options(arguments: list[str]) -> None:
+    """End with a line about an option that Hydra doesn't know, and one that would run code from a file or a name."""
+    known = set(get_args_parser()._option_string_actions)
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option.startswith("--") and option not in known:
+            fail(UserError(f"unknown option {option}", "command line", nearest(option, known)))
+        if option == "--experimental-rerun":
+            fail(UserError(f"{option} is not possible", "command line", "It would run code from a file."))
+        key = option.lstrip("+~")
+        hydras_own = value.startswith(("hydra", "mingpt_lightning"))
+        if key.startswith("hydra.") and key.endswith("_target_") and not hydras_own:
+            fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
+
+
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def run(cfg: DictConfig) -> float | None:
     """Run the task of a composed config; returns what a sweep compares."""
@@ -87,7 +108,10 @@ def run(cfg: DictConfig) -> float | None:
             for message in NOISE:
                 warnings.filterwarnings("ignore", message=message)
             return TASKS[cfg.task](cfg)
-    except UserError as error:
+    except Exception as failure:
+        error = failure if isinstance(failure, UserError) else resource_error(failure)
+        if error is None or STOP.received is not None:
+            raise
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
             fail(error)
@@ -131,7 +155,8 @@ def discard_empty_run(folder: Path) -> None:
 
 def say(error: UserError) -> None:
     """A mistake in one line."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody is there to read it
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
 
 
 def fail(error: UserError) -> NoReturn:

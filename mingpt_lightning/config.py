@@ -3,11 +3,13 @@
 Free of torch and Lightning, so that a mistyped command is answered in no time.
 """
 
+import math
 import os
 import re
 import sys
 import zlib
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ ALSO_ACCEPTED: dict[str, tuple[type, ...]] = {
 def run_name() -> str:
     """The name of a run's folder: the time; within a SLURM job, one that is the same when it's run again."""
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
-        return f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        now = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+        names = chain([now], (f"{now}_{number}" for number in count(2)))  # of two runs within a second
+        return next(name for name in names if not any(Path("runs").glob(f"*/{name}")))
     return f"slurm-{job}-{zlib.crc32(repr(sys.argv[1:]).encode()):08x}"
 
 
@@ -46,6 +50,21 @@ def default_resume() -> str:
     """A run isn't overwritten or gone on with by accident; the folder of a SLURM job is its own."""
     return "never" if os.environ.get("SLURM_JOB_ID") is None else "auto"
 
+
+RANGES: dict[str, tuple[float, float]] = {
+    "optimizer.lr": (1e-30, 1e30),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.val_check_interval": (1e-9, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
+    "trainer.max_steps": (-1, math.inf),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.limit_train_batches": (1e-9, math.inf),
+    "trainer.limit_val_batches": (0, math.inf),
+    "trainer.limit_test_batches": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+"""What numbers may be, that Lightning or torch would take and then divide by, ignore, or never come to an end with."""
 
 OmegaConf.register_new_resolver("lr_for_width", lr_for_width, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
@@ -77,6 +96,10 @@ def check(cfg: DictConfig) -> None:
                 f"unknown key '{key}'", "command line", nearest(str(key), set(map(str, default)) - {"hydra"})
             )
         for override in values:
+            given = override.value()
+            if isinstance(given, float) and not math.isfinite(given):
+                where = override.key_or_group
+                raise UserError(f"{where}={given} is not a finite number", where, "Give another one.")
             if not override.is_delete():
                 check_type(override.key_or_group, OmegaConf.select(cfg, override.key_or_group), default)
     if isinstance(cfg.model, DictConfig) and {"n_layer", "n_head", "n_embd"} <= set(cfg.model):
@@ -85,8 +108,20 @@ def check(cfg: DictConfig) -> None:
         raise UserError(f"compile={cfg.compile} is not possible", "compile", "Use true, false or auto.")
     if cfg.resume not in ("auto", "must", "never"):
         raise UserError(f"resume={cfg.resume} is not possible", "resume", "Use auto, must or never.")
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"seed={cfg.seed} is out of range", "seed", "Use 0 to 4294967295.")
+    for key, (low, high) in RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        if isinstance(value, int | float) and not low <= value <= high:
+            need = "above 0" if 0 < low < 1 else f"{low} or more" if math.isinf(high) else f"{low} to {high}"
+            raise UserError(f"{key}={value} is out of range", key, f"Use {need}.")
+    for key in ("seed", "trainer.max_steps", "trainer.accumulate_grad_batches", "trainer.log_every_n_steps"):
+        if (key == "seed" or isinstance(cfg.trainer, DictConfig)) and OmegaConf.select(cfg, key) is None:
+            raise UserError(f"{key}=null is not possible", key, "Give a number.")
+    if OmegaConf.select(cfg, "trainer.max_steps") == 0:
+        raise UserError("trainer.max_steps=0 trains nothing", "trainer.max_steps", "Use 1 or more, or -1 for no limit.")
+    if isinstance(cfg.scheduler, DictConfig) and str(cfg.scheduler.get("_target_")).startswith("mingpt_lightning."):
+        for name, share in cfg.scheduler.items():
+            if isinstance(share, int | float) and not isinstance(share, bool) and not 0 <= share <= 1:
+                raise UserError(f"scheduler.{name!s}={share} is not a share", f"scheduler.{name!s}", "Use 0 to 1.")
 
 
 def check_type(key: str, value: Any, default: DictConfig) -> None:
@@ -126,6 +161,11 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
         return UserError(f"{group}={choice} does not exist", group, nearest(choice, options))
     if isinstance(error, OSError) and error.filename:
         return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
+    if "Config group override must be" in message:
+        given = next((item for item in overrides if re.fullmatch(r"\w+=(null|None|~)", item)), overrides[0])
+        group = given.partition("=")[0]
+        fix = f"Use {group}=none." if (CONFIG_DIR / group / "none.yaml").exists() else "Name one of its choices."
+        return UserError(f"{given} is not possible", group, fix)
     if unknown := re.search(r"Could not override '([^']+)'", message):
         key = unknown[1]
         parent, _, name = key.rpartition(".")

@@ -5,7 +5,12 @@ without a traceback and exits with its `code`. Anything else that escapes is a b
 """
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable, Sequence
+
+FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of the system that say that a disk takes no more, or not from this user."""
 
 
 class UserError(ValueError):
@@ -39,9 +44,25 @@ class DivergedError(UserError):
     code = 5
 
 
+def resource_error(error: BaseException) -> ResourceError | None:
+    """What a lack of memory, or of room or rights on a disk, means to a user; None for any other error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or re.search(r"can.t allocate memory|out of memory", text, re.IGNORECASE):
+        wanted = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", text)
+        what = "out of memory" + (f": {wanted[1]} more were wanted" if wanted else "")
+        fix = "Halve datamodule.batch_size and double trainer.accumulate_grad_batches, or take a smaller model."
+        return ResourceError(what, "datamodule.batch_size", fix)
+    if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
+        fix = "Make room, mend its rights, or choose another place."
+        return ResourceError(f"{error.filename or 'a file'}: {error.strerror}", "disk", fix)
+    return None
+
+
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A hint for a mistyped name: "Did you mean 'n_layer'?", or the list of choices when none is near."""
     known = sorted(choices)
+    if not known:
+        return "There is nothing to set here."
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else f"Choose one of: {', '.join(known)}."
 

@@ -205,12 +205,15 @@ class LanguageModel(pl.LightningModule):
         samples = complete(self.gpt, self.tokenizer, [prompt] * num_samples, max_new_tokens, **options)
         return [sample.prompt + sample.text for sample in samples]
 
-    def configure_optimizers(self) -> Any:
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over the parameter groups. Raises UserError where its arguments don't fit."""
         try:
-            optimizer = self.optimizer(parameter_groups(self.gpt))
+            return self.optimizer(parameter_groups(self.gpt))
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
-        total = self.total_steps()
+
+    def configure_optimizers(self) -> Any:
+        optimizer, total = self.make_optimizer(), self.total_steps()
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduler(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

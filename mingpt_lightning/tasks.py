@@ -45,8 +45,8 @@ from mingpt_lightning.resume import KEY, check_resumable, differences, find_resu
 from mingpt_lightning.signals import Stopped
 from mingpt_lightning.storage import locked, unwritable, write_text
 
-for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
-    logging.getLogger(name).setLevel(logging.WARNING)  # no tips
+for name in ("pytorch_lightning", "lightning_fabric", "lightning", "hydra.utils"):
+    logging.getLogger(name).setLevel(logging.CRITICAL if name == "hydra.utils" else logging.WARNING)  # no tips
 
 
 def fit(cfg: DictConfig) -> float | None:
@@ -71,6 +71,8 @@ def fit(cfg: DictConfig) -> float | None:
             set_aside(run_dir, resumed)
         elif cfg.checkpoint is not None:
             take_weights(system, find_checkpoint(cfg.checkpoint))
+        check_batches(trainer, len(datamodule.train_dataloader()))
+        system.make_optimizer()  # a mistake in its config is found before anything is written
         compiled = compile_if_asked(cfg, system, trainer)
         console.print(
             f"GPT of {gpt.n_parameters:,} parameters on {trainer.strategy.root_device}, {trainer.precision}, "
@@ -101,17 +103,31 @@ def finish(
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
     steps, checkpoint = trainer.global_step, None
     if system.validated_step != steps:
-        metrics |= trainer.validate(system, datamodule=datamodule, verbose=False)[0]
+        results = trainer.validate(system, datamodule=datamodule, verbose=False)
+        metrics |= results[0] if results else {}  # without limit_val_batches=0
     for keeper in (callback for callback in callbacks if isinstance(callback, Checkpoint)):
         checkpoint = find_checkpoint(run_dir)
         if keeper.best_metrics:  # the best weights are tested, and their metrics reported
             system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
             metrics |= keeper.best_metrics
     if len(datamodule.dataset("test")):
-        metrics |= trainer.test(system, datamodule=datamodule, verbose=False)[0]
+        results = trainer.test(system, datamodule=datamodule, verbose=False)
+        metrics |= results[0] if results else {}
     if trainer.is_global_zero:
         summarize("fit", metrics, steps, checkpoint, started, run_dir, system, datamodule)
     return metrics.get(cfg.optimized_metric)
+
+
+def check_batches(trainer: pl.Trainer, batches: int) -> None:
+    """Raise UserError for counts that don't fit into an epoch of so many batches, which Lightning would pass over."""
+    window, interval = trainer.accumulate_grad_batches, trainer.val_check_interval
+    if window > batches:
+        what = f"trainer.accumulate_grad_batches={window:,} is more than the {batches:,} batches of an epoch"
+        raise UserError(what, "trainer.accumulate_grad_batches", f"Use {batches:,} or less.")
+    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
+        what = f"trainer.val_check_interval={interval:,} is more than the {batches:,} batches of an epoch"
+        fix = "Lower it, or count across epochs with trainer.check_val_every_n_epoch=null."
+        raise UserError(what, "trainer.val_check_interval", fix)
 
 
 def compile_if_asked(cfg: DictConfig, system: LanguageModel, trainer: pl.Trainer) -> bool:
