@@ -118,6 +118,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}
         self.step = 0  # optimizer steps that are trained
+        self.in_window = False  # whether batches were trained since then, whose gradients no checkpoint holds
         self.saved_step: int | None = None  # those in last.ckpt
         self.pending = False  # whether last.ckpt was written before a validation that was due
         self.ended_early = False  # before max_steps and max_epochs, by a callback
@@ -146,7 +147,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
         trainer.should_stop |= self.ended_early and bool(stoppers)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:  # in the middle of an accumulation window
+        self.in_window = trainer.global_step == self.step
+        if self.in_window:
             return
         self.step = trainer.global_step
         self.stop_if_asked(trainer)
@@ -154,7 +156,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
             self.save(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        self.stop_if_asked(trainer)
+        if not self.in_window:
+            self.stop_if_asked(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -167,7 +170,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
         if self.best_score is None or score < self.best_score:
             self.best_score, self.best_metrics = score, metrics
             trainer.save_checkpoint(self.dirpath / "best.ckpt", weights_only=True)
-        if self.step % self.every_n_train_steps == 0:
+        if self.step % self.every_n_train_steps == 0 and not self.in_window:
             self.save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -203,7 +206,9 @@ class Checkpoint(pl.callbacks.Checkpoint):
     def newest(self) -> Path | None:
         """The newest file that this training can go on from."""
         files = (self.dirpath / name for name in ("last.ckpt", "previous.ckpt"))
-        return next((file for file in files if file.exists()), None)
+        newest = next((file for file in files if file.exists()), None)
+        inside = newest is not None and newest.is_absolute() and newest.is_relative_to(Path.cwd())
+        return newest.relative_to(Path.cwd()) if newest is not None and inside else newest
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

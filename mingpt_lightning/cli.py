@@ -23,6 +23,7 @@ from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from mingpt_lightning.config import CONFIG_DIR, check, explain
 from mingpt_lightning.errors import UserError, nearest, resource_error
@@ -82,10 +83,11 @@ def main() -> None:
 
 def refuse_options(arguments: list[str]) -> None:
     """End with a line about an option that Hydra doesn't know, and one that would run code from a file or a name."""
-    known = set(get_args_parser()._option_string_actions)
+    parser = get_args_parser()
+    known = set(parser._option_string_actions)
     for argument in arguments:
         option, _, value = argument.partition("=")
-        if option.startswith("--") and option not in known:
+        if option.startswith("-") and option not in known:
             fail(UserError(f"unknown option {option}", "command line", nearest(option, known)))
         if option == "--experimental-rerun":
             fail(UserError(f"{option} is not possible", "command line", "It would run code from a file."))
@@ -93,6 +95,9 @@ def refuse_options(arguments: list[str]) -> None:
         hydras_own = value.startswith(("hydra", "mingpt_lightning"))
         if key.startswith("hydra.") and key.endswith("_target_") and not hydras_own:
             fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
+    if "--version" not in arguments:
+        parser.error = lambda message: fail(UserError(message, "command line", "See python main.py --help."))  # type: ignore[method-assign]
+        parser.parse_args(arguments)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -110,6 +115,8 @@ def run(cfg: DictConfig) -> float | None:
             return TASKS[cfg.task](cfg)
     except Exception as failure:
         error = failure if isinstance(failure, UserError) else resource_error(failure)
+        if isinstance(failure, OmegaConfBaseException):  # an interpolation that leads nowhere
+            error = explain(failure, [])
         if error is None or STOP.received is not None:
             raise
         if HydraConfig.get().mode != RunMode.MULTIRUN:
@@ -143,10 +150,10 @@ def lean_imports() -> Iterator[None]:
 def discard_empty_run(folder: Path) -> None:
     """A mistake leaves no folder behind: remove the run's, if there is no file in it but a copy of the config."""
     config = folder / ".hydra"
-    if folder == Path.cwd() or any(path.is_file() for path in folder.rglob("*") if path.parent != config):
-        return
-    if config.exists() or folder.stat().st_mtime >= run.since:  # an empty folder that was there before stays
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        if folder == Path.cwd() or any(path.is_file() for path in folder.rglob("*") if path.parent != config):
+            return
+        if config.exists() or folder.stat().st_mtime >= run.since:  # an empty folder that was there before stays
             shutil.rmtree(folder)
             if folder.parent.parent.name == "runs":
                 folder.parent.rmdir()

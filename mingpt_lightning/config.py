@@ -66,6 +66,12 @@ RANGES: dict[str, tuple[float, float]] = {
 }
 """What numbers may be, that Lightning or torch would take and then divide by, ignore, or never come to an end with."""
 
+WITHOUT_DEFAULT: dict[str, tuple[tuple[type, ...], str]] = {
+    **{f"trainer.{name}": ((int,), "an integer") for name in ("max_epochs", "min_epochs", "min_steps")},
+    **{f"trainer.limit_{name}_batches": ((int, float), "a number") for name in ("train", "val", "test", "predict")},
+}
+"""Types of keys whose default is null."""
+
 OmegaConf.register_new_resolver("lr_for_width", lr_for_width, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("default_resume", default_resume, replace=True)
@@ -129,6 +135,8 @@ def check_type(key: str, value: Any, default: DictConfig) -> None:
     expected = OmegaConf.select(default, key)
     accepted: tuple[type, ...]
     match expected:
+        case None if key in WITHOUT_DEFAULT:
+            accepted, name = WITHOUT_DEFAULT[key]
         case None:
             return
         case bool():

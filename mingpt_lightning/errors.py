@@ -6,6 +6,7 @@ without a traceback and exits with its `code`. Anything else that escapes is a b
 
 import difflib
 import errno
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -72,6 +73,13 @@ def require_positive(**sizes: int) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"{name}={value} is not a positive integer", name, "Use 1 or more.")
+
+
+def require_number(**values: float) -> None:
+    """Raise UserError for the first value that is not a finite number above 0."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{name}={value} is not a number above 0", name, "Give one.")
 
 
 def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float | Sequence[float] = 0.0) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mingpt_lightning.errors import UserError, check_gpt_sizes, require_positive
+from mingpt_lightning.errors import UserError, check_gpt_sizes, require_number, require_positive
 from mingpt_lightning.layers import (
     ACTIVATIONS,
     NORMS,
@@ -154,6 +154,7 @@ class GPT(nn.Module):
         super().__init__()
         check_gpt_sizes(n_layer, n_head, n_embd, dropout)
         require_positive(vocab_size=vocab_size, block_size=block_size, n_inner=n_inner or 4 * n_embd)
+        require_number(norm_eps=norm_eps, logit_softcap=1.0 if logit_softcap is None else logit_softcap)
         dropouts = list(dropout) if isinstance(dropout, Sequence) else dropout
         self.config: dict[str, Any] = arguments | {"dropout": dropouts}  # what makes this GPT again, as plain data
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3

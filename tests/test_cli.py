@@ -246,7 +246,7 @@ def test_every_trainer_argument_is_in_the_config():
 BAD = [
     (("compile=perhaps",), 2, "compile=perhaps is not possible (compile). Use true, false or auto."),
     (("model=gpt-modern-pico", "model.position=rotaryy"), 2, "position=rotaryy is not known (position). Did you mean"),
-    (("optimizer=muon", "optimizer.lr=0.0"), 2, "lr=0.0 and adamw_lr=0.01 must be above 0"),
+    (("optimizer=muon", "optimizer.lr=0.0"), 2, "optimizer.lr=0.0 is out of range (optimizer.lr). Use above 0."),
     (("model=gtp2",), 2, "Did you mean 'gpt2'?"),
     (("model.n_layerr=4",), 2, "Did you mean 'n_layer'?"),
     (("modle=gpt2",), 2, "Did you mean 'model'?"),
