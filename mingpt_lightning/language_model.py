@@ -304,14 +304,24 @@ class LanguageModel(pl.LightningModule):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: dict[str, Any]) -> Self:
-        """The system of a checkpoint's contents (see `read_checkpoint`)."""
-        ours = checkpoint[KEY]
-        tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
-        system = cls(GPT(**ours["gpt"]), tokenizer=tokenizer, config=ours["config"])
-        system.tokens_seen = ours["tokens_seen"]
+        """The system of a checkpoint's contents (see `read_checkpoint`).
+
+        Raises CheckpointError when what it says of itself doesn't fit its weights, before memory is taken for it.
+        """
+        ours, weights = checkpoint[KEY], checkpoint["state_dict"]
         try:
-            system.load_state_dict(checkpoint["state_dict"])
-        except RuntimeError as error:
+            blocks = {name.split(".")[2] for name in weights if name.startswith("gpt.blocks.")}
+            shape = tuple(weights["gpt.token_embedding.weight"].shape)
+            sizes = ours["gpt"]
+            if (shape, len(blocks)) != ((sizes["vocab_size"], sizes["n_embd"]), sizes["n_layer"]):
+                raise RuntimeError
+            tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
+            system = cls(GPT(**sizes), tokenizer=tokenizer, config=ours["config"])
+            system.tokens_seen = ours["tokens_seen"]
+            system.load_state_dict(weights)
+        except CheckpointError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
             what = "the weights do not fit the model in the checkpoint"
             raise CheckpointError(what, "checkpoint", "Take another file of the run.") from error
         return system.eval()

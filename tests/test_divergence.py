@@ -53,7 +53,8 @@ def test_a_validation_that_is_not_finite_ends_it_too(make_gpt, make_trainer):
     real = system.evaluate
     system.evaluate = lambda batch: real(batch) * float("nan")  # type: ignore[method-assign]
     with pytest.raises(DivergedError, match="val/loss is nan after step 2"):
-        make_trainer(max_steps=4, limit_val_batches=1, val_check_interval=2, num_sanity_val_steps=0).fit(system, datamodule=data)
+        trainer = make_trainer(max_steps=4, limit_val_batches=1, val_check_interval=2, num_sanity_val_steps=0)
+        trainer.fit(system, datamodule=data)
 
 
 def test_the_command_line_names_the_last_good_checkpoint(cli, monkeypatch):
