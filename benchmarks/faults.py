@@ -108,10 +108,15 @@ def state(run_dir: Path) -> str:
     content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     kept = {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")}
     kept["tokens"] = content["mingpt_lightning"]["tokens_seen"]
-    digest = hashlib.sha256()
-    feed(digest, kept)
     with (run_dir / "metrics.csv").open(newline="") as stream:
-        feed(digest, list(csv.reader(stream)))
+        kept["log"] = list(csv.reader(stream))
+    return hash_of(kept)
+
+
+def hash_of(value: Any) -> str:
+    """A SHA-256 of nested data, to the last bit."""
+    digest = hashlib.sha256()
+    feed(digest, value)
     return digest.hexdigest()
 
 

@@ -31,7 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import Table, machine, parser
-from benchmarks.faults import TINY, Run, preload, state
+from benchmarks.faults import TINY, Run, hash_of, preload, state
 from benchmarks.fuzz import command_line
 
 Verdict = str
@@ -359,7 +359,7 @@ def damaged_copy(source: Path, number: int) -> Verdict:
             content = read_checkpoint(file)
         except CheckpointError:
             return ""
-        return "" if repr(content) == repr(read_checkpoint(good)) else "a flipped bit was read without a word"
+        return "" if hash_of(content) == hash_of(read_checkpoint(good)) else "a flipped bit was read without a word"
 
 
 class Canary:

@@ -50,7 +50,8 @@ def resource_error(error: BaseException) -> ResourceError | None:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or re.search(r"can.t allocate memory|out of memory", text, re.IGNORECASE):
         wanted = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", text)
-        what = "out of memory" + (f": {wanted[1]} more were wanted" if wanted else "")
+        amount = re.sub(r"^(\d+) bytes$", lambda n: f"{int(n[1]) / 1e9:,.2f} GB", wanted[1]) if wanted else ""
+        what = "out of memory" + (f": {amount} more were wanted" if amount else "")
         fix = "Halve datamodule.batch_size and double trainer.accumulate_grad_batches, or take a smaller model."
         return ResourceError(what, "datamodule.batch_size", fix)
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:

@@ -108,8 +108,9 @@ class LanguageModel(pl.LightningModule):
         super().optimizer_step(*arguments, **more)
         self.zero_grad()  # Lightning would keep the gradients through the next forward pass
         if self.logs_this_step() and self.train_loss is not None:
+            loss = self.trainer.strategy.reduce(self.train_loss).item()  # the mean of all processes
             for logger in self.trainer.loggers:  # Lightning would log it only after a checkpoint may have been written
-                logger.log_metrics({"train/loss": self.train_loss.item()}, self.global_step)
+                logger.log_metrics({"train/loss": loss}, self.global_step)
 
     def logs_this_step(self) -> bool:
         """Whether the loss of the step under way is to be logged."""
@@ -163,7 +164,8 @@ class LanguageModel(pl.LightningModule):
             "bits_per_character": loss / math.log(2),
             "bits_per_byte": total / math.log(2) / max(length, 1),
         }
-        self.log_dict({f"{stage}/{name}": values[name] for name in self.evaluation_metrics()})
+        several = self.trainer.world_size > 1  # all have the same values, and Lightning wants to hear it
+        self.log_dict({f"{stage}/{name}": values[name] for name in self.evaluation_metrics()}, sync_dist=several)
 
     def evaluation_metrics(self) -> list[str]:
         """The metrics of val and test that this tokenizer gives a meaning to."""
