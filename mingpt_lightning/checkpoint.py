@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import EarlyStopping
 from mingpt_lightning.errors import CheckpointError, UserError, require_positive
 from mingpt_lightning.resume import KEY, at_batch_end, validation_is_due
 from mingpt_lightning.signals import STOP, Stopped
-from mingpt_lightning.storage import check_room, load_checkpoint, write_checkpoint
+from mingpt_lightning.storage import check_room, damage, load_checkpoint, write_checkpoint
 
 FORMAT = 2
 """Of what is under KEY; files of a higher number are refused."""
@@ -134,6 +134,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
         for logger in trainer.loggers:
             if hasattr(logger, "rewind"):
                 logger.rewind(self.saved_step or 0)  # None: a process before this one didn't get to save anything
+        if self.best_score is not None and damage(self.dirpath / "best.ckpt"):
+            self.best_score, self.best_metrics = None, {}  # so that the next one takes its place
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.step = trainer.global_step

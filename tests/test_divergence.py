@@ -52,8 +52,8 @@ def test_a_validation_that_is_not_finite_ends_it_too(make_gpt, make_trainer):
     system = LanguageModel(make_gpt(data.vocab_size, data.block_size), None, constant, data.tokenizer)
     real = system.evaluate
     system.evaluate = lambda batch: real(batch) * float("nan")  # type: ignore[method-assign]
+    trainer = make_trainer(max_steps=4, limit_val_batches=1, val_check_interval=2, num_sanity_val_steps=0)
     with pytest.raises(DivergedError, match="val/loss is nan after step 2"):
-        trainer = make_trainer(max_steps=4, limit_val_batches=1, val_check_interval=2, num_sanity_val_steps=0)
         trainer.fit(system, datamodule=data)
 
 

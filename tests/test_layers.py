@@ -32,7 +32,7 @@ LAYERS = [
         *("text", "bpe", "tokenizer", "completion"),
     },
     {"language_model", "datamodule", "callbacks", "checkpoint", "resume", "storage"},
-    {"config", "build", "prompts", "tasks", "cli"},
+    {"config", "build", "prompts", "summary", "fit", "check", "tasks", "cli"},
 ]
 TORCH, LIGHTNING, HYDRA = {"torch"}, {"pytorch_lightning", "lightning"}, {"hydra", "omegaconf"}
 FORBIDDEN = [LIGHTNING | HYDRA, HYDRA, set[str]()]  # for each layer

@@ -248,6 +248,14 @@ def test_resuming_falls_back_to_the_newest_good_file_and_says_so(cli):
     assert files() == before, "starting over is never silent"
 
 
+def test_a_damaged_best_file_is_replaced_by_the_next_best(cli):
+    assert cli(*TINY, "trainer.max_steps=6")[0] == 0
+    Path("run/checkpoints/best.ckpt").write_bytes(b"PK")
+    code, _, err = cli(*TINY, "resume=must")
+    assert code == 0, err
+    assert read_checkpoint("run/checkpoints/best.ckpt")["global_step"] in (8, 12)
+
+
 def test_must_insists_and_weights_alone_are_no_run(cli):
     code, _, err = cli(*TINY, "resume=must")
     assert code == 3

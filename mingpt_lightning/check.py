@@ -1,0 +1,249 @@
+"""task=check: what an experienced person tries before a long run, in about a minute, on its data and its device.
+
+Each check is a function that says what it found, and what to do if that is off. None leaves anything behind.
+"""
+
+import copy
+import math
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from rich.filesize import decimal
+
+from mingpt_lightning.build import build, build_trainer, is_pretrained
+from mingpt_lightning.callbacks import console
+from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint
+from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
+from mingpt_lightning.device import keep_memory, set_threads
+from mingpt_lightning.errors import UserError, resource_error
+from mingpt_lightning.fit import check_batches, take_weights
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.loss import rows_at_once
+from mingpt_lightning.storage import load_checkpoint, write_checkpoint
+
+TIMED, LEARNT, STEPS, ENOUGH = 3.0, 15.0, 300, 50
+"""For how many seconds steps are timed, and a batch is learnt; in how many steps; after how many it may be off."""
+
+
+class Finding(NamedTuple):
+    """What a check says. ok: None if it couldn't be decided. fix: what to do if it's off."""
+
+    ok: bool | None
+    text: str
+    fix: str = ""
+
+
+class Run:
+    """The run that a config would be, up to its first step, as `fit` makes it.
+
+    trainer: never started. few: short parts of the first batch. flops: for a token (Chowdhery et al. 2022, "PaLM",
+    appendix B). weights: their bytes. place: a folder on the disk of run_dir.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        pl.seed_everything(cfg.seed, verbose=False)
+        self.cfg = cfg
+        self.data: SequenceDataModule = build(cfg.datamodule, "datamodule")
+        self.gpt: GPT = build(cfg.model, "model", vocab_size=self.data.vocab_size, block_size=self.data.block_size)
+        self.sizes = self.gpt.config
+        self.trainer = build_trainer(cfg.trainer, self.sizes["n_embd"], callbacks=[], logger=False)
+        self.device = self.trainer.strategy.root_device
+        set_threads(self.sizes["n_embd"])
+        keep_memory()
+        system = self.system(self.gpt)
+        if cfg.checkpoint is not None:
+            take_weights(system, find_checkpoint(cfg.checkpoint))
+        check_batches(self.trainer, len(self.data.train_dataloader()))
+        system.trainer, self.trainer.datamodule = self.trainer, self.data  # type: ignore[attr-defined]
+        self.steps = system.total_steps()
+        self.trainer.precision_plugin.convert_module(system)
+        inputs, targets = (tensor.to(self.device) for tensor in next(iter(self.data.train_dataloader())))
+        end = int((targets[:4] != IGNORE).any(dim=0).nonzero().max()) + 1  # of what takes a loss
+        self.batch, self.few = (inputs, targets), (inputs[:4, :end][:, -32:], targets[:4, :end][:, -32:])
+        self.flops = 6 * self.gpt.n_parameters + 12 * self.sizes["n_layer"] * self.sizes["n_embd"] * inputs.shape[1]
+        self.weights = sum(weight.numel() * weight.element_size() for weight in self.gpt.parameters())
+        run_dir = OmegaConf.merge({"hydra": HydraConfig.get()}, OmegaConf.masked_copy(cfg, "run_dir")).run_dir
+        self.place = next(folder for folder in Path(run_dir).absolute().parents if folder.is_dir())
+
+    def system(self, gpt: GPT) -> LanguageModel:
+        """A GPT as the run would train it, on its device; but the learning rate falls from the first step on."""
+        optimizer, _ = build(self.cfg.optimizer, "optimizer"), build(self.cfg.scheduler, "scheduler")
+        return LanguageModel(gpt, optimizer, lambda step, _: 1 / (1 + step), self.data.tokenizer).to(self.device)
+
+    def loss(self, system: LanguageModel, batch: Batch) -> torch.Tensor:
+        """The mean loss of a batch, in the number format of the run."""
+        with self.trainer.precision_plugin.forward_context():
+            total, tokens = system.loss_sum(*batch)
+        return total / tokens.clamp(min=1)
+
+    def step(self, system: LanguageModel, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[float, float]:
+        """A step of training as the Trainer does it; returns the loss before it, and how many seconds it took."""
+        started = time.perf_counter()
+        loss = self.loss(system, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(system.parameters(), self.trainer.gradient_clip_val or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item(), time.perf_counter() - started
+
+    def awake(self) -> GPT:
+        """A copy of the GPT with noise on all weights: a branch that starts at zero would hide what is wrong in it."""
+        gpt = copy.deepcopy(self.gpt)
+        for weight in gpt.parameters():
+            weight.data += 0.02 * torch.randn_like(weight)
+        return gpt
+
+
+def disk(run: Run) -> Finding:
+    """Whether there is room for what Checkpoint keeps: three files with two moments each, two with weights only."""
+    need, free = 11 * run.weights * bool(run.cfg.callbacks.get("checkpoint")), shutil.disk_usage(run.place).free
+    return Finding(need < free, f"{decimal(need)} for checkpoints, {decimal(free)} free", "Choose another run_dir=.")
+
+
+def memory(run: Run) -> Finding:
+    """Whether there is memory for gradients, two moments of each weight, and activations; the weights are there."""
+    tokens, vocabulary, system = run.batch[0].numel(), run.sizes["vocab_size"], Path("/proc/meminfo")
+    kept = 60 if run.trainer.precision.startswith("32") else 40  # bytes; Korthikanti et al. 2022 count 68 and 34
+    activations = tokens * kept * run.sizes["n_layer"] * run.sizes["n_embd"]
+    activations += 20 * vocabulary * min(tokens, rows_at_once(run.device, vocabulary))
+    need = 3 * run.weights + activations
+    text = f"about {decimal(need)} beside {decimal(run.weights)} of weights, {decimal(activations)} of it activations; "
+    if run.device.type == "cuda":
+        free = torch.cuda.mem_get_info(run.device)[0]
+    elif system.exists():
+        free = 1024 * int(system.read_text().split("MemAvailable:")[1].split()[0])
+    else:
+        return Finding(None, text + "what is free isn't known")
+    fix = "Halve datamodule.batch_size and double trainer.accumulate_grad_batches, or take a smaller model."
+    return Finding(need < free, text + f"{decimal(free)} free", fix)
+
+
+def causality(run: Run) -> Finding:
+    """Whether the second half of a sequence changes logits of the first: a model that looks ahead learns nothing."""
+    gpt, tokens = run.awake().eval(), run.batch[0][:1]
+    middle = tokens.shape[1] // 2
+    others = torch.cat([tokens[:, :middle], (tokens[:, middle:] + 1) % run.sizes["vocab_size"]], dim=1)
+    with run.trainer.precision_plugin.forward_context():
+        change = (gpt(tokens) - gpt(others)).detach().abs().amax(dim=(0, 2)).tolist()
+    before, after = max(change[:middle], default=0.0), min(change[middle:])
+    text = f"other tokens from the middle on change the logits before by {before:.2g}, after by {after:.2g}"
+    return Finding(before <= 1e-5 < after, text, "A token may change what comes after it, and must: see the attention.")
+
+
+@torch.no_grad()
+def first_loss(run: Run) -> Finding:
+    """Whether an untrained model finds all tokens about equally likely; a trained one must do better than that."""
+    rows, chance = max(1, 1024 // run.batch[0].shape[1]), math.log(run.sizes["vocab_size"])
+    loss = run.loss(run.system(run.gpt).eval(), (run.batch[0][:rows], run.batch[1][:rows])).item()
+    text = f"{loss:.3f} nats per token, where ln V is {chance:.3f}"
+    trained = run.cfg.checkpoint is not None or is_pretrained(run.cfg.model)
+    ok = loss < chance if trained else abs(loss - chance) <= 0.5 + 0.05 * chance  # ours: 0.47 where tokens often repeat
+    return Finding(ok, text, "See how the weights are made, and whether the targets are the tokens that come next.")
+
+
+def gradients(run: Run) -> Finding:
+    """Whether every parameter that is to learn has a gradient to learn from."""
+    system = run.system(run.awake()).eval()
+    run.loss(system, run.few).backward()
+    grads = {name: weight.grad for name, weight in system.gpt.named_parameters() if weight.requires_grad}
+    wrong = [name for name, grad in grads.items() if grad is None or not grad.any() or not grad.isfinite().all()]
+    text = f"{len(grads) - len(wrong)} of {len(grads)} parameters have one that is finite and not zero"
+    return Finding(bool(grads) and not wrong, text, f"See what the loss makes of {', '.join(wrong[:3])}.")
+
+
+def resume(run: Run) -> Finding:
+    """Whether two steps, and two more from a checkpoint on the run's disk, end where four at once do."""
+    sizes = {**run.sizes, "n_layer": min(2, run.sizes["n_layer"])}  # more would only take longer
+    about_a_step = ("_target_", "accelerator", "precision", "plugins", "deterministic", "gradient_clip_val")
+
+    def train(steps: int, callbacks: list[pl.Callback], checkpoint: Path | None = None) -> torch.Tensor:
+        torch.manual_seed(run.cfg.seed)
+        system, data = run.system(GPT(**sizes)), copy.copy(run.data)
+        data.batch_size = 1
+        settings = OmegaConf.masked_copy(run.cfg.trainer, list(about_a_step))
+        settings.update(max_steps=steps, devices=1 if run.device.index is None else [run.device.index])
+        settings.update(enable_checkpointing=None, enable_progress_bar=False, enable_model_summary=False)
+        trainer = build_trainer(settings, sizes["n_embd"], callbacks=callbacks, logger=False, limit_val_batches=0)
+        trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        return torch.nn.utils.parameters_to_vector(system.gpt.parameters()).detach().cpu()
+
+    whole = train(4, [])
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=run.place) as folder:
+        file = Path(folder, "last.ckpt")
+        half = train(2, [Checkpoint(folder)])
+        content, size, started = load_checkpoint(file), file.stat().st_size, time.perf_counter()
+        write_checkpoint(content, file.with_name("again.ckpt"), 2)
+        per_second = size / (time.perf_counter() - started)
+        both = train(4, [Checkpoint(folder)], file)
+    apart = ((both - whole).norm() / (whole - half).norm()).item()
+    size = round(size * run.gpt.n_parameters / len(whole))
+    text = f"2 + 2 steps {f'differ by {apart:.1g} of their way from' if apart else 'equal'} 4 at once; "
+    text += f"a save is {decimal(size)}, {span(size / per_second)} at {decimal(round(per_second))}/s"
+    noise = 0 if run.device.type == "cpu" else 0.1  # a GPU may add in another order each time
+    return Finding(apart <= noise, text, "See what of data, optimizer and model has state beside the checkpoint.")
+
+
+def one_batch(run: Run) -> Finding:
+    """Whether a few sequences can be learnt by heart, at the full learning rate. Changes the weights."""
+    system, started, steps = run.system(run.gpt).eval(), time.perf_counter(), 0
+    optimizer, first = system.make_optimizer(), run.loss(system, run.few).item()
+    loss, aim, worst = first, max(first / 2, 0.1), 5 * max(first, math.log(run.sizes["vocab_size"]))
+    while aim < loss < worst and steps < STEPS and time.perf_counter() - started < LEARNT:
+        loss, steps = run.step(system, optimizer, run.few)[0], steps + 1
+    text = f"loss {first:.3f} to {loss:.3g} in {steps} steps, {span(time.perf_counter() - started)}"
+    if aim < loss < worst and steps < ENOUGH:
+        return Finding(None, f"not decided: {text}")
+    return Finding(loss <= aim, text, f"{'Raise' if loss < first else 'Lower'} optimizer.lr, or see model and data.")
+
+
+def speed(run: Run) -> Finding:
+    """How long the run will take without validation and torch.compile, by real steps. Changes the weights."""
+    system, (B, T), times = run.system(run.gpt), run.batch[0].shape, list[float]()
+    optimizer = system.make_optimizer()
+    per_token = min(run.step(system, optimizer, run.few)[1] for _ in range(2)) / run.few[0].numel()
+    rows = max(1, min(B, int(TIMED / 2 / per_token / T)))
+    while len(times) < 2 or (sum(times) < TIMED and len(times) < 50):
+        times.append(run.step(system, optimizer, (run.batch[0][:rows], run.batch[1][:rows]))[1])
+    sequences = B * run.trainer.accumulate_grad_batches
+    seconds, tokens = sequences / rows * torch.tensor(times[1:]).median().item(), sequences * T * run.trainer.world_size
+    text = f"about {span(seconds * run.steps)} for {run.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"
+    text += f"{tokens / seconds:,.0f} tokens/s, {run.flops * tokens / seconds / 1e9:,.1f} GFLOP/s"
+    return Finding(True, text + f", by {rows} of {B} sequences" * (rows < B))
+
+
+def span(seconds: float) -> str:
+    """A time as people say it: 3 h 20 min."""
+    for long, unit, short, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if seconds >= long:
+            return f"{seconds // long:.0f} {unit} {seconds % long // short:.0f} {part}"
+    return f"{seconds:.2g} s"
+
+
+def check(cfg: DictConfig) -> None:
+    """Print what each check says of the run that this config would be. Raises UserError if something is off."""
+    run, off = Run(cfg), list[str]()
+    about = f"GPT of {run.gpt.n_parameters:,} parameters, {run.flops / 1e6:,.1f} MFLOP a token"
+    console.print(f"{about}, on {run.device} in {run.trainer.precision}, {torch.get_num_threads()} threads")
+    for ask in (disk, memory, causality, first_loss, gradients, resume, one_batch, speed):
+        name = ask.__name__.replace("_", " ")
+        try:
+            finding = Finding(None, "not tried") if "memory" in off else ask(run)
+        except Exception as error:
+            known = error if isinstance(error, UserError) else resource_error(error)
+            if known is None:
+                raise
+            finding = Finding(False, known.what, known.fix)
+        word, style = {True: ("ok", None), False: ("off", "bold red"), None: ("--", "yellow")}[finding.ok]
+        text = finding.text if finding.ok is not False else f"{finding.text}\n{finding.fix}"
+        console.print(f"{name:<11}{word:<4}" + text.replace("\n", f"\n{'':<15}"), style=style, markup=False)
+        off += [name] * (finding.ok is False)
+    if off:
+        raise UserError(f"off: {', '.join(off)}", "task=check", "Mend that before a long run.")
