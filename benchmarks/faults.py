@@ -53,6 +53,8 @@ class Run:
             from mingpt_lightning.cli import main
             from mingpt_lightning.signals import STOP
 
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
             if before is not None:
                 before()
             STOP.install()

@@ -56,3 +56,13 @@ def test_one_command_writes_a_page(tmp_path: Path) -> None:
     assert "## What this machine can do" in page
     assert "Left out: it needs `--text FILE`." in page
     assert {row["benchmark"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == {"roofline"}
+
+
+def test_reliability() -> None:
+    only = ["kills", "crashes", "cuts", "matrix", "terms", "damage", "copies", "unsafe", "fuzz", "full", "poison"]
+    output = run("benchmarks.reliability", "--tiny", "--only", *only)
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in output.splitlines() if line.startswith("| F")]
+    assert len(rows) == len(only)
+    for what, cases, as_promised in rows:
+        assert int(cases) > 0
+        assert as_promised.split(",")[0] == cases, f"{what}: {output}"

@@ -108,7 +108,8 @@ def test_a_disk_without_room_is_found(cli: CLI, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))  # type: ignore[attr-defined]
     code, _, page = cli(*SMALL)
     assert code == 2
-    assert {name for name, word in words(page).items() if word == "off"} == {"disk", "resume"}
+    assert words(page) == {**dict.fromkeys(NAMES, "ok"), "disk": "off", "resume": "--"}
+    assert "Make room, choose another run_dir=" in page
     assert list(Path().rglob("*")) == []
 
 
