@@ -97,8 +97,10 @@ def build_each(section: DictConfig, where: str) -> list[Any]:
 def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> list[pl.Callback]:
     """The callbacks, none of which may monitor a metric that doesn't exist."""
     for name, node in section.items():
-        if node is not None and (monitor := node.get("monitor")) and monitor not in metrics:
-            raise UserError(f"there is no metric {monitor}", f"callbacks.{name!s}.monitor", nearest(monitor, metrics))
+        monitor = node.get("monitor") if isinstance(node, DictConfig) else None
+        if monitor is not None and monitor not in metrics:
+            where = f"callbacks.{name!s}.monitor"
+            raise UserError(f"there is no metric '{monitor}'", where, nearest(str(monitor), metrics))
     callbacks = build_each(section, "callbacks")
     for callback in callbacks:
         if isinstance(callback, Checkpoint) and not callback.monitor.startswith("val/"):

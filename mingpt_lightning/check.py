@@ -61,6 +61,8 @@ class Run:
         system = self.system(self.gpt)
         if cfg.checkpoint is not None:
             take_weights(system, find_checkpoint(cfg.checkpoint))
+        system.make_optimizer()  # a mistake in its config ends here, and one in the scheduler's
+        build(cfg.scheduler, "scheduler")
         check_batches(self.trainer, len(self.data.train_dataloader()))
         system.trainer, self.trainer.datamodule = self.trainer, self.data  # type: ignore[attr-defined]
         self.steps = system.total_steps()
@@ -75,7 +77,7 @@ class Run:
 
     def system(self, gpt: GPT) -> LanguageModel:
         """A GPT as the run would train it, on its device; but the learning rate falls from the first step on."""
-        optimizer, _ = build(self.cfg.optimizer, "optimizer"), build(self.cfg.scheduler, "scheduler")
+        optimizer = build(self.cfg.optimizer, "optimizer")
         return LanguageModel(gpt, optimizer, lambda step, _: 1 / (1 + step), self.data.tokenizer).to(self.device)
 
     def loss(self, system: LanguageModel, batch: Batch) -> torch.Tensor:
@@ -144,9 +146,7 @@ def first_loss(run: Run) -> Finding:
     rows, chance = max(1, 1024 // run.batch[0].shape[1]), math.log(run.sizes["vocab_size"])
     loss = run.loss(run.system(run.gpt).eval(), (run.batch[0][:rows], run.batch[1][:rows])).item()
     text = f"{loss:.3f} nats per token, where ln V is {chance:.3f}"
-    ok = (
-        loss < chance if run.trained else abs(loss - chance) <= 0.5 + 0.05 * chance
-    )  # ours: 0.47 where tokens often repeat
+    ok = loss < chance if run.trained else abs(loss - chance) <= 0.5 + 0.05 * chance  # ours are within 0.47
     return Finding(ok, text, "See how the weights are made, and whether the targets are the tokens that come next.")
 
 
@@ -206,12 +206,12 @@ def one_batch(run: Run) -> Finding:
 
 def speed(run: Run) -> Finding:
     """How long the run will take without validation and torch.compile, by real steps. Changes the weights."""
-    system, (B, T), times = run.system(run.gpt), run.batch[0].shape, list[float]()
+    system, (B, T), rows, times = run.system(run.gpt), run.batch[0].shape, 1, list[float]()
     optimizer = system.make_optimizer()
-    per_token = min(run.step(system, optimizer, run.few)[1] for _ in range(2)) / run.few[0].numel()
-    rows = max(1, min(B, int(TIMED / 2 / per_token / T)))
     while len(times) < 2 or (sum(times) < TIMED and len(times) < 50):
         times.append(run.step(system, optimizer, (run.batch[0][:rows], run.batch[1][:rows]))[1])
+        if rows < B and times[-1] < TIMED / 2:  # time is left for more of the batch
+            rows, times = min(B, 2 * rows), []
     sequences = B * run.trainer.accumulate_grad_batches
     seconds, tokens = sequences / rows * torch.tensor(times[1:]).median().item(), sequences * T * run.trainer.world_size
     text = f"about {span(seconds * run.steps)} for {run.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"

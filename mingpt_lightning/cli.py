@@ -112,6 +112,8 @@ def run(cfg: DictConfig) -> float | None:
         with warnings.catch_warnings():
             for message in NOISE:
                 warnings.filterwarnings("ignore", message=message)
+            if str(cfg.task) not in TASKS:
+                raise UserError(f"task={cfg.task} is not a task", "task", nearest(str(cfg.task), TASKS))
             return TASKS[cfg.task](cfg)
     except Exception as failure:
         error = failure if isinstance(failure, UserError) else resource_error(failure)

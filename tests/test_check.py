@@ -92,6 +92,13 @@ def test_an_absurd_learning_rate_is_found(cli: CLI, monkeypatch: pytest.MonkeyPa
     assert f"{fix} optimizer.lr" in found(cli, "one batch", f"optimizer.lr={lr}")
 
 
+def test_what_takes_too_long_is_not_decided_and_not_off(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "LEARNT", 0.0)
+    code, _, page = cli(*SMALL)
+    assert (code, words(page)) == (0, {**dict.fromkeys(NAMES, "ok"), "one batch": "--"})
+    assert "not decided: loss" in page
+
+
 def test_weights_that_start_too_large_are_found(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(GPT, "init_weights", lambda self: [nn.init.normal_(weight) for weight in self.parameters()])
     code, _, page = cli(*SMALL)
