@@ -170,7 +170,8 @@ def explain(error: Exception, overrides: list[str]) -> UserError:
     if isinstance(error, OSError) and error.filename:
         return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
     if "Config group override must be" in message:
-        given = next((item for item in overrides if re.fullmatch(r"\w+=(null|None|~|true|false|[-\d.]+)", item)), overrides[0])
+        odd = (item for item in overrides if re.fullmatch(r"\w+=(null|None|~|true|false|[-\d.]+)", item))
+        given = next(odd, overrides[0])
         group = given.partition("=")[0]
         fix = f"Use {group}=none." if (CONFIG_DIR / group / "none.yaml").exists() else "Name one of its choices."
         return UserError(f"{given} is not possible", group, fix)
