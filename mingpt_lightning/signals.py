@@ -35,6 +35,8 @@ class StopSignals:
         """Handle them from here on, until `restore`."""
         if threading.current_thread() is not threading.main_thread():
             return
+        if signal.getsignal(signal.SIGINT) != self.handle:
+            self.received = None  # by an earlier training of this process, in a notebook
         names = ("SIGINT", "SIGTERM", "SIGHUP", *(REQUEUE if "SLURM_JOB_ID" in os.environ else ()))
         for number in (getattr(signal, name) for name in names if hasattr(signal, name)):
             before = signal.getsignal(number)
