@@ -59,7 +59,7 @@ def test_one_command_writes_a_page(tmp_path: Path) -> None:
 
 
 def test_reliability() -> None:
-    only = ["kills", "crashes", "cuts", "matrix", "terms", "damage", "copies", "unsafe", "fuzz", "full", "poison"]
+    only = ["kills", "crashes", "cuts", "terms", "damage", "copies", "unsafe", "fuzz", "full", "poison"]
     output = run("benchmarks.reliability", "--tiny", "--only", *only)
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in output.splitlines() if line.startswith("| F")]
     assert len(rows) == len(only)

@@ -53,11 +53,11 @@ class CharDataModule(SequenceDataModule):
         if characters is None:
             characters = characters_of(np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)])))
         self.tokenizer = CharTokenizer(characters, on_unknown)
-        if not characters.strip():
-            raise UserError(f"there is no text in {name}, only white space", "datamodule.path", "Give another file.")
         if self.tokenizer.vocab_size < 2:
             what = f"the vocabulary of {name} is {self.tokenizer.arguments['characters']!r}"
             raise UserError(what, "datamodule", "Give at least two different characters; there is nothing to learn.")
+        if not characters.strip():
+            raise UserError(f"there is no text in {name}, only white space", "datamodule.path", "Give another file.")
         self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
         self.block_size = block_size
         self.bounds = split_bounds(len(self.tokens), split, block_size, name, "characters")
