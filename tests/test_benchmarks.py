@@ -21,10 +21,10 @@ def test_generate() -> None:
     assert len([line for line in table.splitlines() if "transformers bfloat16" in line]) == 3
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "startup")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "startup", "overhead", "scaling")]
 
 
-@pytest.mark.parametrize("name", ["roofline", "overhead", "memory", "scaling", "gpu_gpt2", *SLOW])
+@pytest.mark.parametrize("name", ["roofline", "memory", "gpu_gpt2", *SLOW])
 def test_a_short_run(name: str, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     output = run(f"benchmarks.{name}", "--tiny", "--rounds", "1", "--peers", "nowhere", "--json", str(rows))
