@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 
+Verdict = str
+"""What went wrong in a case; "" is right."""
+
 MAIN = str(Path(__file__).parent.parent / "main.py")
 TINY = (
     *("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.dropout=0.1", "trainer=cpu"),
@@ -137,3 +140,8 @@ def feed(digest: Any, value: Any) -> None:
             feed(digest, item)
     else:
         digest.update(repr(value).encode())
+
+
+def last_line(text: str) -> str:
+    """The last line of what a run said."""
+    return next((line for line in reversed(text.splitlines()) if line.strip()), "")
