@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from mingpt_lightning.errors import UserError
     from mingpt_lightning.gpt import GPT
     from mingpt_lightning.language_model import LanguageModel
-    from mingpt_lightning.tokenizer import BPETokenizer, CharTokenizer, Tokenizer
+    from mingpt_lightning.bpe import BPETokenizer
+    from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
 
 __all__ = ["GPT", "BPETokenizer", "CharTokenizer", "LanguageModel", "SequenceDataModule", "Tokenizer", "UserError"]
 
@@ -19,7 +20,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "GPT": "gpt",
-    "BPETokenizer": "tokenizer",
+    "BPETokenizer": "bpe",
     "CharTokenizer": "tokenizer",
     "LanguageModel": "language_model",
     "SequenceDataModule": "datamodule",

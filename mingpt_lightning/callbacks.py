@@ -1,6 +1,5 @@
-"""What happens around training: progress, samples, and metrics.csv."""
+"""Callbacks and loggers around training: progress, samples, metrics.csv."""
 
-import contextlib
 import csv
 import time
 from collections.abc import Mapping
@@ -10,46 +9,25 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_only
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import (
-    Progress as RichProgress,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBar
 
+from mingpt_lightning.console import console
 from mingpt_lightning.errors import require_positive
+from mingpt_lightning.files import atomic_write
 from mingpt_lightning.language_model import LanguageModel
-
-
-class Screen(Console):
-    """A console that outlives its reader: what is written to a closed pipe or terminal is lost, and nothing else."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-    def _check_buffer(self) -> None:
-        with contextlib.suppress(OSError):
-            super()._check_buffer()
-
-
-console = Screen(stderr=True, highlight=False, soft_wrap=True)
-"""Everything that isn't generated text goes to standard error."""
 
 
 class Progress(pl.Callback):
     """A progress bar with loss, exact match and speed, and a line for each validation.
 
-    Without a terminal, the lines only. The loss is read from the device when the bar is drawn, at most every
-    `refresh_seconds`, never at every step.
+    Without a terminal, the lines only. The loss is read from the device only when the bar is drawn, at most every
+    `refresh_seconds`.
     """
 
     def __init__(self, refresh_seconds: float = 0.25):
         self.refresh_seconds = refresh_seconds
-        self.bar: RichProgress | None = None
+        self.bar: ProgressBar | None = None
         self.exact_match = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -60,20 +38,20 @@ class Progress(pl.Callback):
                 TextColumn("{task.description}"),
                 TimeRemainingColumn(),
             )
-            self.bar = RichProgress(*columns, console=console, auto_refresh=False, transient=True)
+            self.bar = ProgressBar(*columns, console=console, auto_refresh=False, transient=True)
             total = cast(LanguageModel, pl_module).total_steps()
             self.task = self.bar.add_task("", total=total, completed=trainer.global_step)
             self.bar.start()
-        self.start_window(trainer, pl_module)
+        self.start_clock(pl_module)
 
-    def start_window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Speed is measured from here; what comes between windows (validation, saving) doesn't count."""
-        self.window = time.perf_counter(), cast(LanguageModel, pl_module).tokens_seen
+    def start_clock(self, pl_module: pl.LightningModule) -> None:
+        """Measure the speed from here on; validation and saving don't count."""
+        self.since = time.perf_counter(), cast(LanguageModel, pl_module).tokens_seen
         self.drawn = time.perf_counter()
 
     def speed(self, system: LanguageModel) -> str:
         """Tokens per second since the last validation."""
-        start, tokens = self.window
+        start, tokens = self.since
         return f"{(system.tokens_seen - tokens) / max(time.perf_counter() - start, 1e-9):,.0f} tokens/s"
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
@@ -81,13 +59,14 @@ class Progress(pl.Callback):
             return
         self.drawn = time.perf_counter()
         system = cast(LanguageModel, pl_module)
-        text = f"steps  loss {system.train_loss:.4f}{self.exact_match}  {self.speed(system)}"
+        loss = "" if system.train_loss is None else f"  loss {system.train_loss:.4f}"
+        text = f"steps{loss}{self.exact_match}  {self.speed(system)}"
         self.bar.update(self.task, completed=trainer.global_step, description=text, refresh=True)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        self.window_speed = self.speed(cast(LanguageModel, pl_module))
+        self.last_speed = self.speed(cast(LanguageModel, pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         system, metrics = cast(LanguageModel, pl_module), trainer.callback_metrics
@@ -97,8 +76,8 @@ class Progress(pl.Callback):
             self.exact_match = f"  exact match {metrics['val/exact_match']:.1%}"
         loss = "" if system.train_loss is None else f"loss {system.train_loss:.4f}  "  # None: just resumed
         loss += f"val loss {metrics['val/loss']:.4f}"
-        console.print(f"step {trainer.global_step:>6,}  {loss}{self.exact_match}  {self.window_speed}")
-        self.start_window(trainer, pl_module)
+        console.print(f"step {trainer.global_step:>6,}  {loss}{self.exact_match}  {self.last_speed}")
+        self.start_clock(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if self.bar is not None:
@@ -107,7 +86,7 @@ class Progress(pl.Callback):
 
 
 class Samples(pl.Callback):
-    """Shows what the model makes of it, after every n-th validation: answers to problems, or a piece of text."""
+    """Prints samples after every n-th validation: answers to problems, or a piece of text."""
 
     def __init__(self, every_n_validations: int = 5, n: int = 3, max_new_tokens: int = 100):
         require_positive(every_n_validations=every_n_validations, n=n, max_new_tokens=max_new_tokens)
@@ -141,18 +120,22 @@ class Samples(pl.Callback):
 
 
 class CSVLogger(pl.loggers.logger.Logger):
-    """Writes metrics.csv into `save_dir`: a row for each step and kind of metric, and a column for each name.
+    """Writes metrics.csv into `save_dir`: one row for each logged step, with all that is known then.
 
-    Rows are appended every `flush_every` of them and with each checkpoint. A run that is resumed goes on in the same
-    file, without the rows that came after its checkpoint.
+    Steps are counted from 1, as on the screen; Lightning counts them from 0. Rows are appended every `flush_every` of
+    them and with each checkpoint. A resumed run continues the file, without the rows after its checkpoint.
     """
+
+    FIRST = ("step", "tokens", "seconds", "train/loss", "val/loss", "test/loss")
+    """The columns that come first; the others follow in alphabetical order."""
 
     def __init__(self, save_dir: str, flush_every: int = 100):
         super().__init__()
         self.file = Path(save_dir) / "metrics.csv"
         self.flush_every = flush_every
         self.columns: list[str] = []  # of the file
-        self.rows: list[dict[str, Any]] = []  # that aren't in it yet
+        self.last: dict[str, Any] = {}  # the last row of the file
+        self.rows: list[dict[str, Any]] = []  # that are not in the file yet
 
     @property
     def name(self) -> str:
@@ -172,9 +155,13 @@ class CSVLogger(pl.loggers.logger.Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {name: float(value) for name, value in metrics.items() if name != "epoch"}  # steps say more
-        self.rows.append({**values, "step": step})
-        if len(self.rows) >= self.flush_every:
+        values = {name: value for name, value in metrics.items() if name != "epoch"}  # steps say more
+        row = {"step": (step or 0) + 1, **values}
+        if self.rows and self.rows[-1]["step"] == row["step"]:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        if len(self.rows) > self.flush_every:
             self.save()
 
     @rank_zero_only
@@ -182,13 +169,17 @@ class CSVLogger(pl.loggers.logger.Logger):
         if not self.rows:
             return
         names = set(self.columns).union(*self.rows)
-        if names != set(self.columns):
-            old = self.read()
-            self.columns = sorted(names.union(*old[:1]))
-            self.write(old)
+        if names != set(self.columns) or self.rows[0]["step"] == self.last.get("step"):
+            old = self.read_rows()
+            if old and int(old[-1]["step"]) == self.rows[0]["step"]:  # more is known of a row that is in the file
+                self.rows[0] = old.pop() | self.rows[0]
+            names = names.union(*old[:1])
+            first = [name for name in self.FIRST if name in names]
+            self.columns = first + sorted(names.difference(first))
+            self.write_rows(old)
         with self.file.open("a", newline="") as stream:
             csv.DictWriter(stream, self.columns).writerows(self.rows)
-        self.rows = []
+        self.last, self.rows = self.rows[-1], []
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -196,24 +187,22 @@ class CSVLogger(pl.loggers.logger.Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Forget what an earlier process logged from a step on."""
+        """Drop the rows after a step, which an earlier process logged."""
         if self.file.exists():
-            rows = [row for row in self.read() if int(row["step"]) < step]
+            rows = [row for row in self.read_rows() if int(row["step"]) <= step]
             self.columns = list(rows[0]) if rows else []
-            self.write(rows)
+            self.last = {"step": int(rows[-1]["step"])} if rows else {}
+            self.write_rows(rows)
 
-    def read(self) -> list[dict[str, Any]]:
-        """The rows of the file; one that a killed process has half written is left out."""
+    def read_rows(self) -> list[dict[str, Any]]:
+        """The rows of the file, without one that a killed process has half written."""
         text = self.file.read_text() if self.file.exists() else ""
         return list(csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))
 
-    def write(self, rows: list[dict[str, Any]]) -> None:
-        """Put another file in the place of the old one."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".csv.part")
-        with part.open("w", newline="") as stream:
+    def write_rows(self, rows: list[dict[str, Any]]) -> None:
+        """Replace the file atomically."""
+        with atomic_write(self.file) as part, part.open("w", newline="") as stream:
             writer = csv.DictWriter(stream, self.columns)
             if self.columns:
                 writer.writeheader()
             writer.writerows(rows)
-        part.replace(self.file)

@@ -1,6 +1,5 @@
-"""Text from a GPT: prompts in, completions out, as a whole or as they are made."""
+"""Text generation: prompts in, completions out, at once or streamed."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from mingpt_lightning.tokenizer import Tokenizer
 
 
 class Completion(NamedTuple):
-    """A prompt as its tokenizer reads it, and what the GPT made of it."""
+    """A prompt as its tokenizer decodes it, and the text that continues it."""
 
     prompt: str
     text: str
@@ -26,14 +25,14 @@ def complete(
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int] | None = None,
     use_cache: bool = True,
-    copies: Counter[tuple[int, ...]] | None = None,
+    repeats: Sequence[int] | None = None,
     **sampling: Any,
 ) -> list[Completion]:
-    """Continue texts, all of them in one batch; `sampling` as for `Sampling`, `copies` as for `decode`.
+    """Continue texts, all of them in one batch; `sampling` as for `Sampling`, `repeats` as for `decode`.
 
     An empty prompt starts from the tokenizer's start token, which isn't shown: a GPT can't continue nothing.
-    stop: a text ends with the first of these strings that it makes. stop_tokens: a text ends before the first of these
-    tokens; None takes the tokenizer's, which is its end of text, if it has one.
+    stop: a text ends with the first of these strings that it generates. stop_tokens: a text ends before the first of
+    these tokens; None takes the tokenizer's, which is its end of text, if it has one.
     """
     check_stop(stop)
     shown = [tokenizer.encode(prompt) for prompt in prompts]
@@ -43,7 +42,7 @@ def complete(
     open_ended = tokenizer.answer_length is None
     reach = max((len(string.encode()) for string in stop if open_ended), default=0)  # no token is less than a byte
     rows = [tokens or start(tokenizer) for tokens in shown]
-    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, copies):
+    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, repeats):
         values = column.tolist()
         for row in tuple(going):
             if values[row] in ends:
@@ -70,23 +69,23 @@ def stream(
     stop: Sequence[str] = (),
     stop_tokens: Sequence[int] | None = None,
     use_cache: bool = True,
-    copies: Counter[tuple[int, ...]] | None = None,
+    repeat: int = 0,
     **sampling: Any,
 ) -> Iterator[str]:
-    """The continuation of one text in pieces, as it is made, never half a character; options as for `complete`.
+    """Continue one text and yield it in pieces of whole characters as it is generated; options as for `complete`.
 
-    Joined, the pieces are the text that `complete` gives.
+    Joined, the pieces equal the text of `complete`. repeat: how many earlier texts had the same prompt.
     """
-    options = {"stop_tokens": stop_tokens, "use_cache": use_cache, "copies": copies, **sampling}
     check_stop(stop)
-    if tokenizer.answer_length is not None:  # these are read as a whole
-        yield complete(gpt, tokenizer, [prompt], max_new_tokens, stop=stop, **options)[0].text
+    if tokenizer.answer_length is not None:  # the tokenizer decodes an answer only as a whole
+        options = {"stop": stop, "stop_tokens": stop_tokens, "use_cache": use_cache, "repeats": [repeat], **sampling}
+        yield complete(gpt, tokenizer, [prompt], max_new_tokens, **options)[0].text
         return
     ends = set(tokenizer.stop_tokens if stop_tokens is None else stop_tokens)
     row = tokenizer.encode(prompt) or start(tokenizer)
 
     def tokens() -> Iterator[int]:
-        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache, copies):
+        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache, [repeat]):
             if (token := int(column)) in ends:
                 return
             yield token
@@ -101,14 +100,14 @@ def stream(
 
 
 def start(tokenizer: Tokenizer) -> list[int]:
-    """What an empty prompt starts from. Raises UserError where there is no such token."""
+    """The tokens that an empty prompt starts from. Raises UserError where there is no such token."""
     if tokenizer.start_token is None:
         raise UserError("the prompt is empty", "prompt", "This model can't start from nothing; give it some text.")
     return [tokenizer.start_token]
 
 
 def check_stop(stop: Sequence[str]) -> None:
-    """Raise UserError for a stop string without a character."""
+    """Raise UserError for an empty stop string."""
     if "" in stop:
         raise UserError("a stop string is empty", "stop", "Leave it out, or give at least one character.")
 

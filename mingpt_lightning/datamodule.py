@@ -1,8 +1,8 @@
-"""Sequences for a GPT: whole batches by index, in an order that is computed instead of stored.
+"""Sequences for a GPT: whole batches by index, in an order that is computed, not stored.
 
 A dataset turns a tensor of indices into one batch at once. `BatchLoader` decides which index comes when: a pure
-function of (seed, step), so nothing is kept in memory that grows with the data, and any step can be made again.
-`SequenceDataModule` puts the two together; projects derive from it and say what the tokens mean.
+function of (seed, step), so memory doesn't grow with the data, and the batch of any step can be recomputed.
+`SequenceDataModule` combines the two; projects derive from it and define what the tokens mean.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ IGNORE = -100
 """A target that takes no loss."""
 
 TOKENS_AT_ONCE = 2**16
-"""How many tokens of a loader are made together: numpy takes nearly as long for a few."""
+"""How many tokens a loader computes together: numpy takes nearly as long for a few."""
 
 Split = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]
@@ -69,10 +69,10 @@ class WindowDataset:
 
 
 def check_split(split: Sequence[float]) -> None:
-    """Raise UserError for shares of training, validation and test that don't add up."""
+    """Raise UserError for fractions of training, validation and test that don't add up to 1."""
     if len(split) != 3 or min(split) < 0 or not split[0] or abs(sum(split) - 1) > 1e-6:
-        fix = "Give the shares for training, validation and test, such as [0.9,0.05,0.05]."
-        raise UserError(f"split={list(split)} does not add up to 1", "datamodule.split", fix)
+        fix = "Give the fractions for training, validation and test, such as [0.9,0.05,0.05]."
+        raise UserError(f"split={list(split)} does not add up to 1", "split", fix)
 
 
 def split_bounds(
@@ -88,7 +88,7 @@ def split_bounds(
         if share and end - start < block_size + 1:
             what = f"the {part} split of {name} has {end - start} {unit}, too few for block_size={block_size}"
             fix = f"Give more text, or block_size={end - start - 1} or less." if end - start > 1 else "Give more text."
-            raise UserError(what, "datamodule", fix)
+            raise UserError(what, "block_size", fix)
     return bounds
 
 
@@ -120,7 +120,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that tells other data from this: of each split's length, and of sequences spread over it."""
+        """A hash that identifies the data: of each split's length, and of sequences spread over it."""
         digest = hashlib.sha256()
         for split in get_args(Split):
             dataset = self.dataset(split)
@@ -133,8 +133,8 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def loader(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None) -> "BatchLoader":
         """A loader of this process's share: with n processes, a batch has n times `batch_size` sequences in all."""
-        rank, ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return BatchLoader(dataset, batch_size, shuffle_seed, rank, ranks)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return BatchLoader(dataset, batch_size, shuffle_seed, rank, world_size)
 
     def train_dataloader(self) -> "BatchLoader":
         return self.loader(self.dataset("train"), self.batch_size, shuffle_seed=self.seed)
@@ -146,7 +146,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return self.evaluation_dataloader("test")
 
     def evaluation_dataloader(self, split: Split) -> "BatchLoader":
-        """Every sequence of a split once, in order; short sequences in larger batches, as no gradient is kept."""
+        """Every sequence of a split once, in order; short sequences in larger batches, as there are no gradients."""
         return self.loader(self.dataset(split), max(self.batch_size, 16384 // self.block_size))
 
 
@@ -158,8 +158,8 @@ class BatchLoader:
     batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
     iteration yields `len` batches, and the next one goes on where it ended.
 
-    Of `ranks` processes, each yields `batch_size` sequences of every batch: together they see what one process with a
-    batch of ranks * batch_size would see.
+    Each of `world_size` processes yields `batch_size` sequences of every global batch: together they see what one
+    process with a batch of world_size * batch_size would see.
     """
 
     def __init__(
@@ -168,15 +168,15 @@ class BatchLoader:
         batch_size: int,
         shuffle_seed: int | None = None,
         rank: int = 0,
-        ranks: int = 1,
+        world_size: int = 1,
     ):
         if not len(dataset):
-            raise UserError("there is no sequence to read", "datamodule", "Give more data, or a larger split.")
+            raise UserError("there is no sequence in the data", "split", "Give more data, or a larger split.")
         self.dataset = dataset
         self.batch_size = batch_size
         self.shuffle_seed = shuffle_seed
         self.rank = rank
-        self.whole_batch = batch_size * ranks
+        self.global_batch_size = batch_size * world_size
         self.step = 0
         self.resumed = False
         length = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1]
@@ -184,7 +184,7 @@ class BatchLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.whole_batch)
+        whole, rest = divmod(len(self.dataset), self.global_batch_size)
         return whole + bool(rest) if self.shuffle_seed is None else max(1, whole)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -206,10 +206,10 @@ class BatchLoader:
         return self.dataset[torch.from_numpy(self.indices(step, steps))]
 
     def indices(self, step: int, steps: int = 1) -> np.ndarray:
-        """Which sequences come in `steps` steps from a step on: (steps * batch_size,) int64."""
+        """The indices of the sequences of `steps` steps from a step on: (steps * batch_size,) int64."""
         size = len(self.dataset)
-        first = step * self.whole_batch + self.rank * self.batch_size
-        starts = np.arange(first, first + steps * self.whole_batch, self.whole_batch)
+        first = step * self.global_batch_size + self.rank * self.batch_size
+        starts = np.arange(first, first + steps * self.global_batch_size, self.global_batch_size)
         places = (starts[:, None] + np.arange(self.batch_size)).ravel()
         if self.shuffle_seed is None:
             return places[places < size]
@@ -217,15 +217,14 @@ class BatchLoader:
         return permute(places, size, key=mix(epochs, key=self.shuffle_seed))
 
     def state_dict(self) -> dict[str, int]:
-        """Where it is, in sequences of all processes. Lightning saves it with a checkpoint of the training."""
-        return {"sequences": self.step * self.whole_batch}
+        """The position, in sequences of all processes. Lightning saves it in a checkpoint."""
+        return {"sequences": self.step * self.global_batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from there. Raises UserError where no batch of this size begins."""
-        self.step, rest = divmod(state["sequences"], self.whole_batch)
+        """Continue from there. Raises UserError where no batch of this size begins."""
+        self.step, rest = divmod(state["sequences"], self.global_batch_size)
         if rest:
-            what = (
-                f"the run has read {state['sequences']:,} sequences, no whole number of batches of {self.whole_batch}"
-            )
-            raise UserError(what, "datamodule.batch_size", "Go on with the run's own batch_size times devices.")
+            size = self.global_batch_size
+            what = f"the run has read {state['sequences']:,} sequences, no whole number of batches of {size}"
+            raise UserError(what, "batch_size", "Resume with the run's own batch_size times devices.")
         self.resumed = True

@@ -1,4 +1,4 @@
-"""What suits the machine: number format, threads, memory."""
+"""Device-dependent defaults: precision, threads, compilation, memory allocation."""
 
 import ctypes
 import os
@@ -7,13 +7,13 @@ import sys
 import torch
 
 NARROW = 256
-"""Below this width bfloat16, and another order of weights in memory, gain nothing."""
+"""Below this width, bfloat16 and packed weights gain nothing."""
 
 THREADS = torch.get_num_threads()
 
 
 def fast_dtype(device: torch.device, width: int) -> torch.dtype:
-    """bfloat16 where the device has instructions for it and matrices are wide enough to gain, else float32."""
+    """bfloat16 where the device has instructions for it and the model is wide enough to gain, else float32."""
     match device.type:
         case "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -25,28 +25,28 @@ def fast_dtype(device: torch.device, width: int) -> torch.dtype:
 
 
 def set_threads(n_embd: int) -> None:
-    """One CPU thread for a narrow model, unless OMP_NUM_THREADS is set; otherwise torch's choice.
+    """Use one CPU thread for a narrow model, unless OMP_NUM_THREADS is set; otherwise torch's default.
 
     The operations of a narrow model take microseconds: a second thread gains a quarter on an idle machine, and loses
-    more than half where anything else runs, because the threads wait for each other.
+    more than half on a busy one, because the threads wait for each other.
     """
     torch.set_num_threads(1 if n_embd < 128 and "OMP_NUM_THREADS" not in os.environ else THREADS)
 
 
 def compile_pays(device: torch.device, n_embd: int, steps: int) -> bool:
-    """Whether torch.compile gains more than it takes: on a GPU, for wide models and long runs.
+    """Whether torch.compile saves more time than compiling takes: on a GPU, for wide models and long runs.
 
-    On a CPU it gains nothing that was measured: matrix products take most of a step, and they stay what they are.
+    On a CPU, matrix products take most of a step, and they stay the same.
     """
     return device.type == "cuda" and n_embd >= NARROW and steps >= 1000
 
 
 def keep_memory() -> None:
-    """Let the process keep the memory that it has used, for its next tensors.
+    """Have glibc keep freed memory for the next tensors instead of returning it to the operating system.
 
-    By default, glibc returns large pieces to the system at once and asks for them anew at the next step, and the
-    system fills them with zeros each time. A setting that MALLOC_MMAP_THRESHOLD_ or MALLOC_TRIM_THRESHOLD_ makes in
-    the environment is left alone; so is a C library that isn't glibc.
+    By default it returns large blocks at once and requests them again at the next step, and the kernel zeroes them each
+    time. Settings in the environment (MALLOC_MMAP_THRESHOLD_, MALLOC_TRIM_THRESHOLD_, GLIBC_TUNABLES) are respected,
+    and other C libraries left alone.
     """
     set_by_user = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
     if sys.platform == "linux" and not set_by_user and hasattr(libc := ctypes.CDLL(None), "mallopt"):

@@ -1,7 +1,7 @@
-"""What a user's mistake looks like: one line that says what, where and how to fix it.
+"""User mistakes: errors whose message is one line that says what is wrong, where, and how to fix it.
 
-Raise `UserError` (or a subclass) for anything that the person at the keyboard can mend; the command line prints it
-without a traceback and exits with its `code`. Anything else that escapes is a bug of ours and keeps its traceback.
+Raise `UserError` (or a subclass) for anything that the user can correct; the command line prints it without a traceback
+and exits with its `code`. Any other exception that escapes is a bug of this library and keeps its traceback.
 """
 
 import difflib
@@ -11,51 +11,54 @@ import re
 from collections.abc import Iterable, Sequence
 
 FULL_OR_FORBIDDEN = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-"""Errors of the system that say that a disk takes no more, or not from this user."""
+"""Operating-system errors for a disk that is full, read-only or broken."""
 
 
 class UserError(ValueError):
-    """A mistake in usage, config or data (exit code 2).
+    """A mistake in usage, configuration or data (exit code 2).
 
-    what: the problem, with the values in question. where: the key, file or option. fix: what to do about it.
+    what: the problem, with the values in question. where: the parameter or file. fix: what to do about it.
     """
 
     code = 2
 
     def __init__(self, what: str, where: str = "", fix: str = ""):
+        super().__init__(what, where, fix)
         self.what, self.where, self.fix = what, where, fix
-        super().__init__(what + (f" ({where})" if where else "") + "." + (f" {fix}" if fix else ""))
+
+    def __str__(self) -> str:
+        return self.what + (f" ({self.where})" if self.where else "") + "." + (f" {self.fix}" if self.fix else "")
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged or not one of ours (exit code 3)."""
+    """A checkpoint that is missing, corrupted or not one of this library's (exit code 3)."""
 
     code = 3
 
 
 class ResourceError(UserError):
-    """Disk, memory or permissions stand in the way (exit code 4)."""
+    """Out of disk space, memory or permissions (exit code 4)."""
 
     code = 4
 
 
 class DivergedError(UserError):
-    """The loss is no longer a finite number (exit code 5)."""
+    """The loss or a gradient is no longer finite (exit code 5)."""
 
     code = 5
 
 
 def resource_error(error: BaseException) -> ResourceError | None:
-    """What a lack of memory, or of room or rights on a disk, means to a user; None for any other error."""
+    """The ResourceError for an exception about memory, disk space or permissions; None for any other exception."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError) or re.search(r"can.t allocate memory|out of memory", text, re.IGNORECASE):
         wanted = re.search(r"[Tt]ried to allocate ([\d.]+ *\w+)", text)
         amount = re.sub(r"^(\d+) bytes$", lambda n: f"{int(n[1]) / 1e9:,.2f} GB", wanted[1]) if wanted else ""
-        what = "out of memory" + (f": {amount} more were wanted" if amount else "")
-        fix = "Halve datamodule.batch_size and double trainer.accumulate_grad_batches, or take a smaller model."
-        return ResourceError(what, "datamodule.batch_size", fix)
+        what = "out of memory" + (f": could not allocate {amount} more" if amount else "")
+        fix = "Halve batch_size and double accumulate_grad_batches, or use a smaller model."
+        return ResourceError(what, "batch_size", fix)
     if isinstance(error, OSError) and error.errno in FULL_OR_FORBIDDEN:
-        fix = "Make room, mend its rights, or choose another place."
+        fix = "Free some space, fix the permissions, or choose another place."
         return ResourceError(f"{error.filename or 'a file'}: {error.strerror}", "disk", fix)
     return None
 
@@ -84,7 +87,7 @@ def require_number(**values: float) -> None:
 
 
 def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float | Sequence[float] = 0.0) -> None:
-    """Raise UserError for a GPT that cannot be built. Free of torch, so that a bad config is refused at once."""
+    """Raise UserError for the sizes of a GPT that cannot be built. Needs no torch, so a bad config is refused early."""
     require_positive(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
     if n_embd % n_head:
         below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head

@@ -1,19 +1,19 @@
-"""Generation: greedy, temperature, top-k, top-p and repetition penalty, with a key/value cache.
+"""Generation of tokens: greedy, temperature, top-k, top-p and repetition penalty, with a key/value cache.
 
-Each row of a batch is exactly what it would be alone: prompts may have different lengths, and with a seed the random
-numbers of a row follow from the seed, the row's own prompt, and how many rows before it have the same one.
+Each row of a batch gets the tokens that it would get alone: prompts may have different lengths, and with a seed, the
+random numbers of a row are a function of the seed, its prompt, and how many earlier rows have the same prompt.
 
-The window. A GPT sees `block_size` tokens. A longer prompt is cropped to its last `block_size` tokens. When the window
-is full, its older half leaves, and the younger half is read again as a new beginning: the work per token has a bound,
-however long the text gets, and what a row sees is a function of its own tokens alone.
+The context. A GPT sees `block_size` tokens. A longer prompt is cropped to its last `block_size` tokens. When the context
+is full, its older half is dropped and the younger half is prefilled again as a new beginning: the work per token is
+bounded however long the text gets, and what a row sees is a function of its own tokens alone.
 
-It knows of tokens only; `completion.py` makes text of them.
+This module knows of tokens only; `completion.py` makes text of them.
 """
 
 import contextlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,21 +21,21 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mingpt_lightning.cache import Cache
+from mingpt_lightning.cache import KVCache
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.gpt import GPT
 
 
 class Sampling(NamedTuple):
-    """How the next token is chosen, in this order.
+    """How the next token is sampled; the steps are applied in this order.
 
-    repetition_penalty: the logits of tokens that the row has, prompt included, are divided by it where positive and
+    repetition_penalty: the logits of tokens that the row contains, prompt included, are divided by it where positive and
     multiplied elsewhere (Keskar et al. 2019, "CTRL", section 4.1); 1 is off.
-    temperature: the logits are divided by it; 0 takes the likeliest token, and ends here.
-    top_k: only the k likeliest tokens are left (more than there are means all).
-    top_p: of these, the likeliest ones until their probability reaches p, the one that crosses it included (Holtzman
+    temperature: the logits are divided by it; 0 takes the likeliest token (greedy decoding).
+    top_k: keep the k likeliest tokens (all, if k is more).
+    top_p: of these, keep the likeliest until their total probability reaches p, the one that crosses it included (Holtzman
     et al. 2019, "The Curious Case of Neural Text Degeneration").
-    seed: makes the choice repeatable; None takes a seed from torch's global generator.
+    seed: makes sampling repeatable; None takes a seed from torch's global generator.
     """
 
     temperature: float = 1.0
@@ -44,8 +44,8 @@ class Sampling(NamedTuple):
     repetition_penalty: float = 1.0
     seed: int | None = None
 
-    def check(self) -> None:
-        """Raise UserError for a value that means nothing."""
+    def validate(self) -> None:
+        """Raise UserError for a value out of range."""
         for name, value, possible, fix in (
             ("temperature", self.temperature, lambda x: x >= 0, "Use 0 (greedy) or more."),
             ("top_p", 1 if self.top_p is None else self.top_p, lambda x: 0 < x <= 1, "Use a share: 0 < top_p <= 1."),
@@ -72,9 +72,9 @@ def generate(
     """Continue each row of `tokens` by at most `max_new_tokens` tokens; `sampling` as for `Sampling`.
 
     tokens: (B, T) int64, T at least 1; returns (B, T + new). Or a list of 1-D tensors of any lengths; returns a list.
-    stop_tokens: a row ends with the first of them that it makes. In a list it is that much shorter; in a tensor the
-    token is repeated to the end of the longest row. use_cache: False computes everything anew for each token; the
-    result is the same.
+    stop_tokens: a row ends with the first of them that it generates. In a list it is that much shorter; in a tensor the
+    token is repeated to the end of the longest row. use_cache: False recomputes everything for each token; the result
+    is the same.
 
     Raises UserError for an empty prompt, an unknown token, a bad option, or weights that are not finite.
     """
@@ -105,84 +105,108 @@ def decode(
     max_new_tokens: int,
     sampling: Sampling,
     use_cache: bool = True,
-    copies: Counter[tuple[int, ...]] | None = None,
+    repeats: Sequence[int] | None = None,
 ) -> Iterator[Tensor]:
-    """The next token of every row, `max_new_tokens` times: (B,) int64.
+    """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
-    copies: how many rows with each prompt came before, in earlier calls; it is brought up to date.
-    The GPT runs in evaluation mode, and is as it was whenever the caller has a token in hand.
+    repeats: for each row, how many rows before it have the same prompt, so that equal prompts get different samples;
+    None counts within this batch.
     """
-    sampling.check()
-    V, S = gpt.config["vocab_size"], gpt.block_size
-    check_prompts(prompts, V)
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-        raise UserError(f"max_new_tokens={max_new_tokens} is not possible", "max_new_tokens", "Use 0 or more.")
-    B, device = len(prompts), gpt.token_embedding.weight.device
-    if B == 0:
+    require_positive(max_new_tokens=max_new_tokens)
+    sampling.validate()
+    check_prompts(prompts, gpt.config["vocab_size"])
+    if not prompts:
         return
-    ends = [len(prompt) for prompt in prompts]
-    starts = [max(0, end - S) for end in ends]  # where the window of each row starts
-    tokens = pad_sequence([torch.tensor([*p, *[0] * max_new_tokens]) for p in prompts], batch_first=True).to(device)
-    every_row = torch.arange(B, device=device)
-    seen = None
-    if sampling.repetition_penalty != 1:
-        seen = torch.zeros(B, V, dtype=torch.bool, device=device)
-        for row, prompt in enumerate(prompts):
-            seen[row, list(prompt)] = True
-    uniform = uniform_numbers(prompts, max_new_tokens, sampling, Counter() if copies is None else copies)
-    uniform = uniform.to(device, torch.float32 if device.type == "mps" else torch.float64)
-    cache = Cache(gpt, B, min(S, max(ends) + max_new_tokens)) if use_cache else None
-
-    unread = list(range(B))  # rows whose window is new as a whole
+    rows = Rows(gpt, prompts, max_new_tokens, use_cache, track_seen=sampling.repetition_penalty != 1)
+    uniform = uniform_numbers(prompts, max_new_tokens, sampling, repeats or count_repeats(map(tuple, prompts)))
+    uniform = uniform.to(rows.device, torch.float32 if rows.device.type == "mps" else torch.float64)
     for step in range(max_new_tokens):
         with evaluation(gpt):
-            hidden = torch.empty(B, gpt.config["n_embd"], dtype=gpt.token_embedding.weight.dtype, device=device)
-            if cache is not None and len(unread) < B:
-                for row in unread:
-                    cache.lengths[row] = 0  # written over below
-                hidden = gpt.hidden(tokens[every_row, [end - 1 for end in ends]][:, None], cache)[:, -1]
-            if unread:
-                hidden[unread] = read(gpt, [tokens[row, starts[row] : ends[row]] for row in unread], unread, cache)
-            logits = gpt.logits(hidden).float()
-        column = choose(logits, sampling, uniform[:, step] if uniform.numel() else None, seen)
+            logits = gpt.logits(rows.hidden()).float()
+        column = sample(logits, sampling, uniform[:, step] if uniform.numel() else None, rows.seen)
         yield column
-        tokens[every_row, ends] = column
-        if seen is not None:
-            seen[every_row, column] = True
-        ends = [end + 1 for end in ends]
-        full = [row for row in range(B) if ends[row] - starts[row] > S]
-        for row in full:
-            starts[row] = ends[row] - (S + 1) // 2
-        unread = full if cache is not None else list(range(B))
+        rows.append(column)
 
 
-def read(gpt: GPT, windows: list[Tensor], rows: list[int], cache: Cache | None) -> Tensor:
-    """What the GPT makes of the last token of each window: (len(windows), C). Equal windows are read once.
+class Rows:
+    """A batch of growing sequences: what each row's context is, and which rows the cache must be prefilled with.
 
-    The cache's `rows` then have read them.
+    A step is `hidden` (one token for rows in the cache, a prefill for the others) and `append`, which shifts a full
+    context.
     """
-    distinct: dict[tuple[int, ...], int] = {}
-    which = [distinct.setdefault(tuple(window.tolist()), len(distinct)) for window in windows]
-    lengths = [len(window) for window in distinct]
-    padded = pad_sequence([torch.tensor(window) for window in distinct], batch_first=True).to(windows[0].device)
-    if cache is None:
-        part = None
-    elif len(distinct) == len(cache.lengths):  # all rows are new and different
-        part, cache.lengths = cache, [0] * len(distinct)
-    else:
-        part = Cache(gpt, len(distinct), max(lengths))
-    hidden = gpt.hidden(padded, part)[range(len(distinct)), [length - 1 for length in lengths]]
-    if cache is not None and part is not None:
-        part.lengths = lengths
-        if part is not cache:
-            cache.copy(rows, part, which)
-    return hidden[which]
+
+    def __init__(
+        self, gpt: GPT, prompts: Sequence[Sequence[int]], max_new_tokens: int, use_cache: bool, track_seen: bool
+    ):
+        self.gpt, self.device = gpt, gpt.token_embedding.weight.device
+        self.ends = [len(prompt) for prompt in prompts]
+        self.starts = [max(0, end - gpt.block_size) for end in self.ends]  # of each row's context
+        padded = [torch.tensor([*prompt, *[0] * max_new_tokens]) for prompt in prompts]
+        self.tokens = pad_sequence(padded, batch_first=True).to(self.device)
+        self.every = torch.arange(len(prompts), device=self.device)
+        self.seen: Tensor | None = None  # (B, V), whether a row contains a token
+        if track_seen:
+            self.seen = torch.zeros(len(prompts), gpt.config["vocab_size"], dtype=torch.bool, device=self.device)
+            for row, prompt in enumerate(prompts):
+                self.seen[row, list(prompt)] = True
+        size = min(gpt.block_size, max(self.ends) + max_new_tokens)
+        self.cache = gpt.new_cache(len(prompts), size) if use_cache else None
+        self.stale = list(range(len(prompts)))  # rows whose context is not in the cache
+
+    def hidden(self) -> Tensor:
+        """The hidden states of the last token of every row: (B, C)."""
+        if not self.stale:
+            return self.decode_one()
+        contexts = [self.tokens[row, self.starts[row] : self.ends[row]] for row in self.stale]
+        if len(self.stale) == len(self.every):
+            return self.prefill(contexts)
+        assert self.cache is not None
+        for row in self.stale:
+            self.cache.lengths[row] = 0  # overwritten below
+        hidden = self.decode_one()
+        hidden[self.stale] = self.prefill(contexts)
+        return hidden
+
+    def decode_one(self) -> Tensor:
+        """Feed the newest token of every row: (B, C)."""
+        newest = self.tokens[self.every, [end - 1 for end in self.ends]]
+        return self.gpt.hidden(newest[:, None], self.cache)[:, -1]
+
+    def prefill(self, contexts: list[Tensor]) -> Tensor:
+        """Feed the whole context of every stale row, equal ones once: (stale rows, C). They are in the cache then."""
+        distinct: dict[tuple[int, ...], int] = {}
+        which = [distinct.setdefault(tuple(context.tolist()), len(distinct)) for context in contexts]
+        lengths = [len(context) for context in distinct]
+        padded = pad_sequence([torch.tensor(context) for context in distinct], batch_first=True).to(self.device)
+        part: KVCache | None = None
+        if self.cache is not None and len(distinct) == len(self.every):  # all rows are stale and different
+            part, self.cache.lengths = self.cache, [0] * len(distinct)
+        elif self.cache is not None:
+            part = self.gpt.new_cache(len(distinct), max(lengths))
+        hidden = self.gpt.hidden(padded, part)[range(len(distinct)), [length - 1 for length in lengths]]
+        if self.cache is not None and part is not None:
+            part.lengths = lengths
+            if part is not self.cache:
+                self.cache.copy(self.stale, part, which)
+        return hidden[which]
+
+    def append(self, column: Tensor) -> None:
+        """Add a token to every row; where that exceeds the context, drop its older half."""
+        self.tokens[self.every, self.ends] = column
+        if self.seen is not None:
+            self.seen[self.every, column] = True
+        self.ends = [end + 1 for end in self.ends]
+        block_size = self.gpt.block_size
+        full = [row for row, end in enumerate(self.ends) if end - self.starts[row] > block_size]
+        for row in full:
+            self.starts[row] = self.ends[row] - (block_size + 1) // 2
+        self.stale = full if self.cache is not None else list(range(len(self.ends)))
 
 
-def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None, seen: Tensor | None = None) -> Tensor:
-    """One token for each row of (B, V) float32 logits: (B,) int64.
+def sample(logits: Tensor, sampling: Sampling, uniform: Tensor | None, seen: Tensor | None = None) -> Tensor:
+    """Sample one token for each row of (B, V) float32 logits: (B,) int64.
 
-    uniform: (B,) numbers in [0, 1), not needed for temperature 0. seen: (B, V), the tokens that a row has.
+    uniform: (B,) numbers in [0, 1), not needed for temperature 0. seen: (B, V), the tokens that a row contains.
     """
     if not all(map(math.isfinite, torch.aminmax(logits))):  # NaN and infinity come through
         raise UserError("the model's weights are not finite numbers", "generate", "Take an earlier checkpoint.")
@@ -208,21 +232,26 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None, seen: Ten
     return (place if candidates is None else candidates.gather(-1, place.clamp(max=candidates.shape[-1] - 1)))[:, 0]
 
 
-def uniform_numbers(
-    prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, copies: Counter[tuple[int, ...]]
-) -> Tensor:
-    """Random numbers in [0, 1) for each row, (B, n); a row's are a function of the seed, its prompt and its copies.
+def count_repeats(rows: Iterable[Hashable]) -> list[int]:
+    """How many earlier rows each row is equal to."""
+    seen: Counter[Hashable] = Counter()
+    repeats = []
+    for row in rows:
+        repeats.append(seen[row])
+        seen[row] += 1
+    return repeats
+
+
+def uniform_numbers(prompts: Sequence[Sequence[int]], n: int, sampling: Sampling, repeats: Sequence[int]) -> Tensor:
+    """Random numbers in [0, 1), (B, n); those of a row are a function of the seed, its prompt and its repeat.
 
     They don't depend on the device, and those of a smaller n are the beginning of those of a larger one.
     """
     if sampling.temperature == 0:
         return torch.empty(0)
     seed = int(torch.randint(2**63 - 1, ())) if sampling.seed is None else sampling.seed
-    numbers = np.empty((len(prompts), n))
-    for row, prompt in zip(numbers, map(tuple, prompts), strict=True):
-        row[:] = np.random.default_rng([seed, copies[prompt], *prompt]).random(n)
-        copies[prompt] += 1
-    return torch.from_numpy(numbers)
+    keys = zip(repeats, prompts, strict=True)
+    return torch.from_numpy(np.stack([np.random.default_rng([seed, r, *p]).random(n) for r, p in keys]))
 
 
 def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
@@ -237,7 +266,7 @@ def check_prompts(prompts: Sequence[Sequence[int]], vocab_size: int) -> None:
 
 @contextlib.contextmanager
 def evaluation(gpt: GPT) -> Iterator[None]:
-    """In here the GPT is in evaluation mode; afterwards each of its modules is in its own mode again."""
+    """Put the GPT in evaluation mode, and each of its modules back in its own mode afterwards."""
     if not gpt.training:
         yield
         return

@@ -1,9 +1,9 @@
 """GPT: tokens in, next-token logits out. Pure torch, and exactly GPT-2 unless told otherwise.
 
 Notable: pre-LayerNorm, tanh GELU, learned positions, biases everywhere, output matrix tied to the token embedding,
-attention through `scaled_dot_product_attention` (no mask is stored, whatever the block size). What newer models do
-instead is a named choice of the constructor, which picks a layer; no forward asks for it. It knows nothing of losses,
-optimizers, tokenizers or Lightning.
+attention through `scaled_dot_product_attention` (no stored mask). What newer models do instead is a named choice in the
+constructor, which picks a layer; no `forward` branches on a setting. This module knows nothing of losses, optimizers,
+tokenizers or Lightning.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; for the newer choices,
 Jordan et al. 2024, "modded-nanogpt".
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mingpt_lightning.cache import KVCache
 from mingpt_lightning.errors import UserError, check_gpt_sizes, require_number, require_positive
 from mingpt_lightning.layers import (
     ACTIVATIONS,
@@ -28,24 +29,23 @@ from mingpt_lightning.layers import (
     POSITIONS,
     Activation,
     HeadNorm,
+    Identity,
     LearnedPositions,
     Norm,
     Position,
     Softcap,
-    Unchanged,
     choose,
 )
 
 if TYPE_CHECKING:
-    from mingpt_lightning.cache import Cache
     from mingpt_lightning.tokenizer import Tokenizer
 
-Remember = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""Takes the keys and values of new tokens, returns those of all tokens so far, and which of them each row may see."""
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
+"""A layer's `KVCache.extend`: takes the keys and values of new tokens, returns those of all tokens so far and a mask."""
 
 
 class CausalSelfAttention(nn.Module):
-    """Every position looks at itself and at what came before it."""
+    """Multi-head attention of every position to itself and the positions before it."""
 
     def __init__(
         self,
@@ -61,24 +61,24 @@ class CausalSelfAttention(nn.Module):
         self.n_head = n_head
         self.dropout = dropout
         self.qkv = nn.Linear(n_embd, 3 * n_embd, bias)
-        self.qk_norm = qk_norm or Unchanged()
-        self.rotate = rotate or Unchanged()
+        self.qk_norm = qk_norm or Identity()
+        self.rotate = rotate or Identity()
         self.proj = nn.Linear(n_embd, n_embd, bias)
 
-    def forward(self, x: Tensor, positions: Tensor, remember: Remember | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor, extend: Extend | None = None) -> Tensor:
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
         q, k = self.rotate(self.qk_norm(qkv[:2]), positions)
         v, mask = qkv[2], None
-        if remember is not None:
-            k, v, mask = remember(k, v)  # (B, H, tokens so far, D)
+        if extend is not None:
+            k, v, mask = extend(k, v)  # (B, H, tokens so far, D)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, dropout_p=dropout, is_causal=T > 1)
         return self.proj(y.type_as(x).transpose(1, 2).reshape(B, T, C))  # heads side by side again
 
 
 class MLP(nn.Module):
-    """The position-wise feed-forward layer: four times as wide inside."""
+    """The position-wise feed-forward layer, four times as wide inside by default."""
 
     def __init__(
         self, n_embd: int, n_inner: int | None = None, activation: Activation = "gelu_tanh", *, bias: bool = True
@@ -93,7 +93,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One Transformer layer: communicate, then compute, each on a residual branch."""
+    """One Transformer layer: attention, then an MLP, each normalised first and on a residual branch."""
 
     def __init__(self, attn: CausalSelfAttention, mlp: MLP, make_norm: Callable[[], nn.Module], dropout: float = 0.0):
         super().__init__()
@@ -103,8 +103,8 @@ class Block(nn.Module):
         self.mlp = mlp
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
-    def forward(self, x: Tensor, positions: Tensor, remember: Remember | None = None) -> Tensor:
-        x = x + self.dropout(self.attn(self.norm_1(x), positions, remember))
+    def forward(self, x: Tensor, positions: Tensor, extend: Extend | None = None) -> Tensor:
+        x = x + self.dropout(self.attn(self.norm_1(x), positions, extend))
         x = x + self.dropout(self.mlp(self.norm_2(x)))
         return x
 
@@ -116,11 +116,10 @@ class GPT(nn.Module):
     n_layer, n_head, n_embd: depth, heads per layer and width; n_embd is divisible by n_head.
     dropout: one rate for the three usual places, or a rate for each: after the embeddings, on the attention weights,
     and at the end of each residual branch.
-    n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: what keeps each
-    layer's input at one scale. bias: of all linear layers and LayerNorms. position: how the model knows where a token
-    is, by a learned vector or by turning queries and keys. qk_norm: keeps queries and keys at one scale, too.
-    init: "zero_residual" lets each residual branch start from nothing. tie_embeddings: one matrix reads tokens in and
-    writes them out. logit_softcap: logits stay within plus and minus it.
+    n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: before each layer
+    and at the end. bias: of all linear layers and LayerNorms. position: a learned embedding, or rotary. qk_norm: RMSNorm
+    of queries and keys. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output matrix
+    is the token embedding. logit_softcap: bounds the logits to plus and minus it.
 
     Raises UserError (a ValueError) when a size is not positive, n_embd is not divisible by n_head, dropout is not in
     [0, 1), or a name is not known.
@@ -156,14 +155,14 @@ class GPT(nn.Module):
         require_positive(vocab_size=vocab_size, block_size=block_size, n_inner=n_inner or 4 * n_embd)
         require_number(norm_eps=norm_eps, logit_softcap=1.0 if logit_softcap is None else logit_softcap)
         dropouts = list(dropout) if isinstance(dropout, Sequence) else dropout
-        self.config: dict[str, Any] = arguments | {"dropout": dropouts}  # what makes this GPT again, as plain data
+        self.config: dict[str, Any] = arguments | {"dropout": dropouts}  # the constructor arguments, as plain data
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3
         add_position, rotate = choose("position", position, POSITIONS)
         D = n_embd // n_head
         make_norm = partial(choose("norm", norm, NORMS), n_embd, eps=norm_eps, bias=bias)
 
         def make_block() -> Block:
-            layers = {"rotate": rotate(D, block_size), "qk_norm": HeadNorm(D, norm_eps) if qk_norm else Unchanged()}
+            layers = {"rotate": rotate(D, block_size), "qk_norm": HeadNorm(D, norm_eps) if qk_norm else Identity()}
             attention = CausalSelfAttention(n_embd, n_head, attn, bias=bias, **layers)
             return Block(attention, MLP(n_embd, n_inner, activation, bias=bias), make_norm, residual)
 
@@ -175,11 +174,11 @@ class GPT(nn.Module):
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.token_embedding.weight
-        self.softcap = Unchanged() if logit_softcap is None else Softcap(logit_softcap)
+        self.softcap = Identity() if logit_softcap is None else Softcap(logit_softcap)
         choose("init", init, {"gpt2": self.init_weights, "zero_residual": self.init_zero_residual})()
 
     def init_weights(self) -> None:
-        """Draw all weights anew: N(0, 0.02), zero biases, residual projections scaled by 1/sqrt(2 * n_layer).
+        """Initialise all weights: N(0, 0.02), zero biases, residual projections scaled by 1/sqrt(2 * n_layer).
 
         Source: Radford et al. 2019, section 2.3 (each layer adds to the residual stream twice).
         """
@@ -193,7 +192,7 @@ class GPT(nn.Module):
                 nn.init.ones_(weight)  # the gains of norms
 
     def init_zero_residual(self) -> None:
-        """The same, but every residual branch ends in zeros, and so does a head of its own.
+        """GPT-2's initialisation, with zeros at the end of every residual branch and in an untied head.
 
         Source: Jordan et al. 2024, "modded-nanogpt".
         """
@@ -223,11 +222,11 @@ class GPT(nn.Module):
         return self.logits(self.hidden(tokens))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `hidden` makes of tokens, as logits: (..., C) -> (..., V)."""
+        """The logits of hidden states: (..., C) -> (..., V)."""
         return self.softcap(self.head(hidden))
 
-    def hidden(self, tokens: Tensor, cache: "Cache | None" = None) -> Tensor:
-        """What `logits` takes: (B, T) -> (B, T, C). With a cache, `tokens` follow what it has read."""
+    def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last hidden states, which `logits` takes: (B, T) -> (B, T, C). `tokens` continue those in the cache."""
         T = tokens.shape[1]
         if self.block_size < T:
             raise UserError(f"a sequence of {T} tokens is longer than block_size={self.block_size}", "GPT", "Crop it.")
@@ -236,6 +235,12 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks):
             x = block(x, positions, cache and partial(cache.extend, i))
         return self.norm(x)
+
+    def new_cache(self, rows: int, size: int) -> KVCache:
+        """An empty key/value cache for `rows` sequences of up to `size` tokens (at most block_size is useful)."""
+        sizes, weight = self.config, self.token_embedding.weight
+        head_size = sizes["n_embd"] // sizes["n_head"]
+        return KVCache(sizes["n_layer"], sizes["n_head"], head_size, rows, size, weight.dtype, weight.device)
 
     def generate(self, tokens: Tensor | Sequence[Tensor], max_new_tokens: int, **options: Any) -> Any:
         """Continue `tokens` by `max_new_tokens`; see `mingpt_lightning.generation.generate` for the options.
@@ -260,7 +265,7 @@ class GPT(nn.Module):
         save_pretrained(self, folder, tokenizer)
 
     def crop_block_size(self, block_size: int) -> None:
-        """Forget the positions from `block_size` on. Raises UserError when there are fewer."""
+        """Reduce the context to the first `block_size` positions. Raises UserError when there are fewer."""
         require_positive(block_size=block_size)
         if block_size > self.block_size:
             what = f"block_size={block_size} is more than the {self.block_size} positions of the model"
@@ -271,7 +276,7 @@ class GPT(nn.Module):
         self.config["block_size"] = block_size
 
     def grow_vocabulary(self, vocab_size: int) -> None:
-        """Add tokens up to `vocab_size`; each starts as the mean of those that are there.
+        """Add tokens up to `vocab_size`; the embedding of each is the mean of the existing ones.
 
         So a new token is as likely as an average one, and no old one much less likely than before. Raises UserError
         when there are more already. Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language

@@ -1,6 +1,7 @@
-"""Files of a pretrained model: from a local folder, or from the Hugging Face hub through its own cache.
+"""Files of a pretrained model, from a local folder or from the Hugging Face hub through its own cache.
 
-Notable: `.bin` files are read as plain data; nothing in a file is ever executed. It doesn't know what the files mean.
+Notable: `.bin` files are loaded with `weights_only=True`; nothing in a file is ever executed. This module doesn't know
+what the files mean.
 """
 
 import json
@@ -8,16 +9,16 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
+from mingpt_lightning.files import atomic_write, write_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHERE, FIX = "model.name", "Choose a model in Hugging Face's layout, or fetch it again."
+WHERE, FIX = "name", "Choose a model in Hugging Face's layout, or fetch it again."
 
 
 class Repository:
@@ -33,7 +34,7 @@ class Repository:
         self.folder = Path(folder) if os.path.isdir(folder) else None
         if self.folder is None and not is_hub_id(self.name):
             kind = "is a file" if os.path.isfile(folder) else "does not exist"
-            raise CheckpointError(f"the folder {name} {kind}", "model.name", "Name a folder or a hub id such as gpt2.")
+            raise CheckpointError(f"the folder {name} {kind}", WHERE, "Name a folder or a hub id such as gpt2.")
         if self.folder is not None and revision is not None:
             raise UserError(f"revision={revision} of a local folder", "revision", "It is for hub ids; leave it out.")
 
@@ -58,7 +59,7 @@ class Repository:
         path = self.find(*names)
         if path is None:
             what = f"{self.name} holds no {' or '.join(names)}"
-            raise CheckpointError(what, "model.name", "Name a folder in Hugging Face's layout, or a hub id.")
+            raise CheckpointError(what, WHERE, "Name a folder in Hugging Face's layout, or a hub id.")
         return path
 
     def weight_files(self) -> list[Path]:
@@ -86,17 +87,17 @@ class Repository:
             return None
         except errors.RepositoryNotFoundError as error:  # gated ones too
             what = f"the hub has no model {self.name}, or you may not read it"
-            raise CheckpointError(what, "model.name", "Check the id, log in (HF_TOKEN), or name a folder.") from error
+            raise CheckpointError(what, WHERE, "Check the id, log in (HF_TOKEN), or name a folder.") from error
         except errors.RevisionNotFoundError as error:
             what = f"{self.name} has no revision {self.revision}"
-            raise CheckpointError(what, "model.revision", "Name a branch, tag or commit.") from error
+            raise CheckpointError(what, "revision", "Name a branch, tag or commit.") from error
         except Exception as error:  # whatever the network, the disk or the hub has against it
             reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())
             what = f"cannot fetch {name} of {self.name}, which is not in {constants.HF_HUB_CACHE}: {reason}"
             fix = (
                 f"Name a local folder, or run `hf download {self.name}` where there is a network (HF_HOME: the cache)."
             )
-            raise ResourceError(what, "model.name", fix) from error
+            raise ResourceError(what, WHERE, fix) from error
 
 
 def is_hub_id(name: str) -> bool:
@@ -150,27 +151,22 @@ def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
 
 
 def write_file(path: Path, content: "str | dict[str, Any] | dict[str, Tensor]") -> None:
-    """Write text, tensors (`.safetensors`) or JSON beside the target, then rename: no reader sees half a file.
+    """Write text, tensors (`.safetensors`) or JSON atomically.
 
     Raises ResourceError when that fails; what was there before is still there then.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            part.touch()
-            mode = part.stat().st_mode
-            save_file(content, part, metadata={"format": "pt"})  # type: ignore[arg-type]
-            part.chmod(mode)  # which is what the user's umask says, not private as save_file has it
-        else:
-            text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
-            part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        with atomic_write(path) as part:
+            if path.suffix == ".safetensors":
+                part.touch()
+                mode = part.stat().st_mode
+                save_file(content, part, metadata={"format": "pt"})  # type: ignore[arg-type]
+                part.chmod(mode)  # as the user's umask says; save_file makes it private
+            else:
+                text = content if isinstance(content, str) else json.dumps(content, indent=2) + "\n"
+                part.write_text(text, encoding="utf-8")
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ResourceError(f"cannot write {path}: {reason}", "folder", "Choose another folder.") from error
+        raise write_error(path, error, "folder", "Choose another folder.") from error

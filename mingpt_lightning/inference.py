@@ -1,7 +1,7 @@
-"""A GPT made ready to generate quickly: its dtype, and its matrices in the order in which the CPU reads them.
+"""Optimizes a GPT for inference: the dtype of its weights, and matrices packed in oneDNN's layout on a CPU.
 
-A token of a single row costs what it costs to read all weights. PyTorch's linear layers keep a matrix row by row and
-get less than half of a CPU's memory bandwidth; oneDNN, which is a part of PyTorch, has an order of its own that it
+Generating one token of a single row takes as long as reading all weights. PyTorch's linear layers keep a matrix row by
+row and reach less than half of a CPU's memory bandwidth; oneDNN, which is part of PyTorch, has a blocked layout that it
 reads one and a half to two times as fast, also for several rows.
 """
 
@@ -17,13 +17,13 @@ from mingpt_lightning.gpt import GPT
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 ROWS = 16
-"""For how many rows oneDNN orders a matrix; measured, the order for 16 is as good for 1 and for 512."""
+"""The number of rows that oneDNN packs a matrix for; measured, the layout for 16 is as fast for 1 and for 512."""
 
 
 class PackedLinear(nn.Module):
-    """A linear layer in oneDNN's order, for the CPU: (..., in) -> (..., out). It has no gradient.
+    """A linear layer in oneDNN's packed layout, for the CPU: (..., in) -> (..., out). It has no gradient.
 
-    gelu_tanh: GELU, by its tanh approximation, of the result, without a way through memory.
+    gelu_tanh: apply GELU in its tanh approximation to the result, fused into the same kernel.
     """
 
     bias: Tensor | None
@@ -38,8 +38,8 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.after)
 
 
-def prepare(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> GPT:
-    """Make a GPT quick at generating, in place, on the device where it is; it can't be trained or saved any more.
+def optimize_for_inference(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> GPT:
+    """Make a GPT generate faster, in place, on its device; it can't be trained or saved any more.
 
     dtype: of the weights; "auto" is `fast_dtype`. Raises UserError for another one.
     """
@@ -56,3 +56,7 @@ def prepare(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16"] = "auto") ->
                 block.mlp.activation = nn.Identity()
         cast(Any, gpt).head = PackedLinear(gpt.head)
     return gpt
+
+
+prepare = optimize_for_inference
+"""The former name, which the next version will not have."""

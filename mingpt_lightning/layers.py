@@ -1,6 +1,6 @@
-"""Layers that a GPT chooses among by name: activations, norms, positions.
+"""The layers that a GPT can be built from, by name: activations, norms, positions.
 
-Each takes the place of another with the same call, so that what is built of them asks for no setting.
+Alternatives are called alike, so a `forward` that uses one has no branch on which it is.
 
 Shapes: B batch, T time, C channels, H heads, D head size.
 """
@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from mingpt_lightning.errors import UserError, nearest
 
 
-class Unchanged(nn.Module):
-    """What stands in the place of a layer that is left out."""
+class Identity(nn.Module):
+    """Returns its first argument: takes the place of a layer that is left out, whatever else that one takes."""
 
     def forward(self, x: Tensor, *_: Any) -> Tensor:
         return x
@@ -31,14 +31,14 @@ class ReLUSquared(nn.Module):
 
 
 class LearnedPositions(nn.Embedding):
-    """Adds to every token what was learned of its position. x: (B, T, C), positions: (T,) or (B, T)."""
+    """Adds a learned embedding of the position to every token. x: (B, T, C), positions: (T,) or (B, T)."""
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:  # type: ignore[override]
         return x + super().forward(positions)
 
 
 class RotaryPositions(nn.Module):
-    """Turns pairs of channels by angles that grow with the position, so that products of two depend on their distance.
+    """Rotates pairs of channels by angles proportional to the position, so that q·k depends on the distance only.
 
     x: (..., T, D), positions: (T,) or (B, T). Source: Su et al. 2021, "RoFormer", section 3.4.2.
     """
@@ -50,9 +50,9 @@ class RotaryPositions(nn.Module):
         super().__init__()
         if head_size % 2:
             fix = "Choose n_head so that n_embd / n_head is even."
-            raise UserError(f"heads of {head_size} channels have no pairs to turn", "n_head", fix)
-        speeds = 10000.0 ** -(torch.arange(0, head_size, 2) / head_size)
-        angles = torch.arange(block_size)[:, None] * speeds
+            raise UserError(f"heads of {head_size} channels cannot be rotated in pairs", "n_head", fix)
+        inv_freq = 10000.0 ** -(torch.arange(0, head_size, 2) / head_size)
+        angles = torch.arange(block_size)[:, None] * inv_freq
         self.register_buffer("cos", torch.cat([angles.cos(), angles.cos()], dim=-1), persistent=False)
         self.register_buffer("sin", torch.cat([-angles.sin(), angles.sin()], dim=-1), persistent=False)
 
@@ -75,7 +75,7 @@ class HeadNorm(nn.RMSNorm):
 
 
 class Softcap(nn.Module):
-    """Keeps logits within (-cap, cap), smoothly. Source: Gemma Team 2024, "Gemma 2", section 2."""
+    """Bounds logits smoothly to (-cap, cap). Source: Gemma Team 2024, "Gemma 2", section 2."""
 
     def __init__(self, cap: float):
         super().__init__()
@@ -105,13 +105,13 @@ NORMS: dict[str, Callable[..., nn.Module]] = {
 Position = Literal["learned", "rotary"]
 POSITIONS: dict[str, tuple[Callable[[int, int], nn.Module], Callable[[int, int], nn.Module]]] = {
     # on the token embeddings: (block_size, n_embd), and in each attention: (head size, block_size)
-    "learned": (LearnedPositions, lambda *_: Unchanged()),
-    "rotary": (lambda *_: Unchanged(), RotaryPositions),
+    "learned": (LearnedPositions, lambda *_: Identity()),
+    "rotary": (lambda *_: Identity(), RotaryPositions),
 }
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
-    """The entry of a table. Raises UserError that lists the names when there is no such entry."""
+    """The entry of a table of choices. Raises UserError, listing the names, when there is no such entry."""
     if name not in table:
         raise UserError(f"{what}={name} is not known", what, nearest(str(name), table))
     return table[name]

@@ -1,7 +1,7 @@
-"""Cross-entropy straight from hidden states: the logits of a large vocabulary never exist all at once.
+"""Chunked cross-entropy from hidden states: the logits of a large vocabulary are never in memory all at once.
 
 At 2,048 tokens of GPT-2's vocabulary, logits, their float32 copy, their logarithms and their gradient take 1.4 GB; in
-pieces of `LOGITS` they take 0.4 GB at any batch size, in the same time.
+chunks of `LOGITS` they take 0.4 GB at any batch size, in the same time.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from mingpt_lightning.gpt import GPT
 
 LOGITS = {"cpu": 2**25}
-"""How many logits exist at once, by type of device; OTHERWISE for all other types."""
-OTHERWISE = 2**31
+"""The most logits in memory at once, by type of device; DEFAULT_LOGITS for all other types."""
+DEFAULT_LOGITS = 2**31
 
 
-def rows_at_once(device: torch.device, vocab_size: int) -> int:
-    """For how many tokens logits may exist together."""
-    return max(1, LOGITS.get(device.type, OTHERWISE) // vocab_size)
+def chunk_rows(device: torch.device, vocab_size: int) -> int:
+    """How many tokens a chunk has: for so many, logits are in memory together."""
+    return max(1, LOGITS.get(device.type, DEFAULT_LOGITS) // vocab_size)
 
 
 def cross_entropy_sum(gpt: "GPT", hidden: Tensor, targets: Tensor) -> Tensor:
@@ -30,29 +30,29 @@ def cross_entropy_sum(gpt: "GPT", hidden: Tensor, targets: Tensor) -> Tensor:
     hidden: (B, T, C), targets: (B, T). The gradient flows into hidden states and head.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
-    rows = rows_at_once(hidden.device, gpt.config["vocab_size"])
+    rows = chunk_rows(hidden.device, gpt.config["vocab_size"])
     if len(hidden) <= rows or not torch.is_grad_enabled():
         return F.cross_entropy(gpt.logits(hidden).float(), targets, reduction="sum")
-    pieces = -(-len(hidden) // rows)
-    return InPieces.apply(hidden, gpt.head.weight, targets, gpt.softcap, -(-len(hidden) // pieces))
+    chunks = -(-len(hidden) // rows)
+    return ChunkedCrossEntropy.apply(hidden, gpt.head.weight, targets, gpt.softcap, -(-len(hidden) // chunks))
 
 
-class InPieces(torch.autograd.Function):
-    """The same for a few rows at a time, gradients included, each piece's logits gone before the next one's."""
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a few rows at a time, gradients included: each chunk's logits are freed before the next."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, after: nn.Module, rows: int) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        matrix = weight.detach().to(dtype).requires_grad_()  # cast once for all pieces
+        matrix = weight.detach().to(dtype).requires_grad_()  # cast once for all chunks
         total, hidden_grad, weight_grad = hidden.new_zeros(()), torch.empty_like(hidden), torch.zeros_like(weight)
-        pieces = (tensor.split(rows) for tensor in (hidden, targets, hidden_grad))
-        for states, wanted, grad in zip(*pieces, strict=True):
+        chunks = (tensor.split(rows) for tensor in (hidden, targets, hidden_grad))
+        for states, wanted, grad in zip(*chunks, strict=True):
             with torch.enable_grad():
                 states = states.detach().to(dtype).requires_grad_()
                 loss = F.cross_entropy(after(F.linear(states, matrix)).float(), wanted, reduction="sum")
-            piece_grad, matrix_grad = torch.autograd.grad(loss, (states, matrix))
-            grad.copy_(piece_grad)
+            states_grad, matrix_grad = torch.autograd.grad(loss, (states, matrix))
+            grad.copy_(states_grad)
             weight_grad += matrix_grad
             total += loss.detach()
         ctx.save_for_backward(hidden_grad, weight_grad)

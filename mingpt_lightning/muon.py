@@ -1,8 +1,7 @@
-"""Muon: hidden matrices take steps that are orthogonal, everything else takes AdamW's.
+"""Muon: orthogonalised updates for hidden matrices, AdamW for everything else.
 
 One optimizer object, so that Lightning steps, saves and resumes it like any other. Notable: matrices of equal shape
-are orthogonalised together, as one batch, because those of a small GPT are too small to keep a processor busy one by
-one.
+are orthogonalised as one batch, because those of a small GPT are too small to use a processor well one by one.
 
 Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks".
 """

@@ -1,12 +1,10 @@
-"""What an optimizer needs beyond torch: parameter groups, and learning-rate schedules as pure functions of the step.
+"""Parameter groups, and learning-rate schedules as pure functions of the step.
 
 A schedule maps (step, total_steps) to a factor in [0, 1] of the peak learning rate; `LanguageModel` applies it after
 every optimizer step. Adding one takes a function here (or anywhere) and a YAML in `configs/scheduler/`.
 """
 
-from __future__ import (
-    annotations,
-)  # the types of torch are for the reader only: this module must load in no time
+from __future__ import annotations  # importing torch for the types would take seconds
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from mingpt_lightning.gpt import GPT
 
 OptimizerFactory = Callable[[Iterable[dict[str, Any]]], "Optimizer"]
-"""Makes an optimizer of parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`."""
+"""Makes an optimizer from parameter groups, for example `functools.partial(torch.optim.AdamW, lr=1e-3)`."""
 
 Schedule = Callable[[int, int], float]
 """(step, total_steps) -> factor of the peak learning rate."""
@@ -45,7 +43,7 @@ def parameter_groups(gpt: GPT) -> list[dict[str, Any]]:
 
 
 def lr_for_width(lr: float, n_embd: int) -> float:
-    """A learning rate found at width 768, moved to width `n_embd`: lr * 768 / n_embd.
+    """Transfer a learning rate tuned at width 768 to width `n_embd`: lr * 768 / n_embd.
 
     Wider models want smaller steps. Source: Yang et al. 2022, "Tensor Programs V", table 3 (Adam, hidden weights).
     """
@@ -53,7 +51,7 @@ def lr_for_width(lr: float, n_embd: int) -> float:
 
 
 def cosine(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, then half a cosine down to `floor`.
+    """Linear warm-up over the first `warmup` fraction of the steps, then half a cosine down to `floor`.
 
     Source: Loshchilov & Hutter 2017, section 3; the warm-up as in nanoGPT's `get_lr`.
     """
@@ -63,12 +61,12 @@ def cosine(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0
 
 
 def linear(step: int, total_steps: int, *, warmup: float = 0.1, floor: float = 0.0) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, then a straight line down to `floor`."""
+    """Linear warm-up over the first `warmup` fraction of the steps, then a straight line down to `floor`."""
     return _warm(step, total_steps, warmup) or 1 - (1 - floor) * _progress(step, total_steps, warmup)
 
 
 def wsd(step: int, total_steps: int, *, warmup: float = 0.0, decay: float = 0.5, floor: float = 0.0) -> float:
-    """Warm-up, stable, decay: the peak until the last `decay` share of all steps, then a straight line to `floor`.
+    """Warm-up, stable, decay: the peak until the last `decay` fraction of all steps, then a straight line to `floor`.
 
     Source: Hu et al. 2024, "MiniCPM", section 4.
     """
@@ -79,17 +77,17 @@ def wsd(step: int, total_steps: int, *, warmup: float = 0.0, decay: float = 0.5,
 
 
 def constant(step: int, total_steps: int, *, warmup: float = 0.0) -> float:
-    """Linear warm-up over the first `warmup` share of the steps, then the peak for ever."""
+    """Linear warm-up over the first `warmup` fraction of the steps, then the peak for ever."""
     return _warm(step, total_steps, warmup) or 1.0
 
 
 def _warm(step: int, total_steps: int, warmup: float) -> float | None:
-    """The warm-up's factor, or None when it is over. The first step is above zero, so that it counts."""
+    """The factor of the warm-up, or None when it is over. It is above zero at the first step."""
     steps = int(warmup * total_steps)
     return (step + 1) / (steps + 1) if step < steps else None
 
 
 def _progress(step: int, total_steps: int, warmup: float) -> float:
-    """The share, in [0, 1], of the steps after the warm-up that is behind us."""
+    """The fraction, in [0, 1], of the steps after the warm-up that are done."""
     start = int(warmup * total_steps)
     return min(1.0, (step - start) / max(1, total_steps - start))

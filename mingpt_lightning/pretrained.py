@@ -1,8 +1,8 @@
-"""GPT-2 in Hugging Face's layout: reading a folder or hub id into a GPT, and writing a folder that transformers loads.
+"""Loading and saving GPT-2 in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
 
-Notable: no transformers model is built, so reading takes little more memory than the weights. Whatever our GPT would
-compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite. It knows nothing
-of training, Lightning or transformers.
+Notable: no transformers model is built, so loading takes little more memory than the weights. Whatever our GPT would
+compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite. This module knows
+nothing of training, Lightning or transformers.
 
 Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaults these are.
 """
@@ -71,7 +71,7 @@ PARTS = {  # of a parameter's name: ours to theirs
     "proj": "c_proj",
 }
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-WHERE, FIX = "model.name", "Choose a GPT-2 language model in Hugging Face's layout."
+WHERE, FIX = "name", "Choose a GPT-2 language model in Hugging Face's layout."
 CARD = """A GPT-2 written by mingpt-lightning: {n_parameters:,} parameters,
 n_layer={n_layer}, n_head={n_head}, n_embd={n_embd}, vocab_size={vocab_size}, block_size={block_size}.
 
@@ -104,8 +104,8 @@ def from_pretrained(
     arguments = gpt_arguments(repository.require("config.json"))
     tokens = arguments["vocab_size"]
     if vocab_size is not None and vocab_size < tokens:
-        fix = f"Give the data the tokenizer of the model: datamodule=text datamodule.tokenizer={name}"
-        raise UserError(f"{name} has {tokens} tokens and the data has {vocab_size}", "datamodule", fix)
+        fix = f"Tokenize the data with the model's own tokenizer: tokenizer={name}."
+        raise UserError(f"{name} has {tokens} tokens and the data has {vocab_size}", "vocab_size", fix)
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} cannot hold weights", "dtype", "Use torch.float32 or torch.bfloat16.")
     with torch.device("meta"), NoInit():  # shapes without memory; the weights take their places below
@@ -121,7 +121,7 @@ def from_pretrained(
 
 
 class NoInit(TorchFunctionMode):
-    """Layers keep their initial weights undrawn. Drawing on the meta device has torch import 70 MB of its compiler."""
+    """Skips random initialisation. On the meta device it would make torch import 70 MB of its compiler."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return None if getattr(function, "__name__", "") == "normal_" else function(*args, **kwargs or {})
@@ -162,13 +162,13 @@ def gpt_arguments(path: Path) -> dict[str, Any]:
     }
 
 
-def their_name(name: str) -> str:
+def to_hf_name(name: str) -> str:
     """Hugging Face's name for one of our parameters: blocks.0.attn.qkv.weight is h.0.attn.c_attn.weight."""
     return ".".join(PARTS.get(part, part) for part in name.split("."))
 
 
-def turned(name: str, weight: Tensor) -> Tensor:
-    """The other side's view of a weight: its Conv1D keeps a linear layer's matrix transposed. name: ours."""
+def transpose_conv1d(name: str, weight: Tensor) -> Tensor:
+    """The weight as transformers' Conv1D stores it: the matrices of linear layers transposed. name: ours."""
     return weight.T if name.endswith(("qkv.weight", "fc.weight", "proj.weight")) else weight
 
 
@@ -177,7 +177,7 @@ def read_weights(repository: Repository, gpt: GPT, dtype: torch.dtype) -> dict[s
 
     Raises CheckpointError that lists what is missing, unknown, misshapen, not finite, or stored twice and different.
     """
-    likes = {their_name(name): (name, turned(name, like).shape) for name, like in gpt.named_parameters()}
+    likes = {to_hf_name(name): (name, transpose_conv1d(name, like).shape) for name, like in gpt.named_parameters()}
     weights: dict[str, Tensor] = {}
     seen: dict[str, str] = {}  # our name to the one in the file
     problems = []
@@ -193,10 +193,10 @@ def read_weights(repository: Repository, gpt: GPT, dtype: torch.dtype) -> dict[s
                 problems.append(f"{stored} is {tensor.dtype} {list(tensor.shape)}, not {list(shape)}")
             elif name not in weights:
                 taken = None if path.suffix == ".safetensors" else {other.data_ptr() for other in weights.values()}
-                weights[name] = own(turned(name, tensor), dtype, taken)
+                weights[name] = own(transpose_conv1d(name, tensor), dtype, taken)
                 if not all(map(math.isfinite, weights[name].aminmax())):  # takes no memory, unlike isfinite
                     problems.append(f"{stored} holds NaN or infinity")
-            elif not torch.equal(weights[name], turned(name, tensor).to(dtype)):
+            elif not torch.equal(weights[name], transpose_conv1d(name, tensor).to(dtype)):
                 problems.append(f"{seen[name]} and {stored} differ")
             seen[name] = stored
     problems += [f"{theirs} is missing" for theirs, (name, _) in likes.items() if name not in seen]
@@ -218,16 +218,16 @@ def own(tensor: Tensor, dtype: torch.dtype, taken: set[int] | None) -> Tensor:
 
 
 def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
-    """Write a folder that `from_pretrained` and transformers load; with a tokenizer, AutoTokenizer loads that too.
+    """Write a folder that `from_pretrained` and transformers load; with a tokenizer, one for AutoTokenizer too.
 
-    Each file appears whole or not at all, and config.json last. A README.md that is there already is kept.
+    Each file is written atomically, config.json last. An existing README.md is kept.
     Raises ResourceError when the folder cannot be written, UserError for a layer that its GPT-2 lacks.
     """
     folder, ours = Path(folder), gpt.config
     for name, value in GPT2.items():
         if ours[name] != value:
             fix = "Only models with the layers of GPT-2 can be exported."
-            raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", f"model.{name}", fix)
+            raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", name, fix)
     activations = [name for name, activation in ACTIVATIONS.items() if activation == ours["activation"]]
     if not activations:
         what = f"transformers has no activation={ours['activation']}"
@@ -244,7 +244,7 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         options |= {"bos_token": text, "eos_token": text, "unk_token": text}
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
-    theirs = {their_name(name): turned(name, weight.detach()) for name, weight in gpt.named_parameters()}
+    theirs = {to_hf_name(name): transpose_conv1d(name, weight.detach()) for name, weight in gpt.named_parameters()}
     weights = {f"transformer.{name}": weight.contiguous() for name, weight in theirs.items()}
     write_file(folder / "model.safetensors", weights)
     dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3

@@ -1,6 +1,6 @@
-"""Order without storage: keyed permutations of numbers and of digit sequences.
+"""Shuffling without storage: keyed permutations of numbers and of digit sequences.
 
-A shuffled list of a trillion problems fits in no memory; a function that says which problem is at place i needs none.
+A shuffled list of a trillion problems fits in no memory; a function that says which problem is at index i needs none.
 Everything here is a pure function of its arguments, the same in every process.
 """
 

@@ -1,7 +1,7 @@
-"""Signals that ask a process to stop: between two training steps, with everything saved; anywhere else, at once.
+"""Stop signals: training ends between two steps with everything saved; anything else ends at once.
 
-SIGINT (Ctrl-C), SIGTERM and SIGHUP; within a SLURM job also SIGUSR1 and SIGUSR2, which announce that its time is over
-(`sbatch --signal`), so that it asks to be queued again. One that the parent has told to be ignored (`nohup`) stays so.
+SIGINT (Ctrl-C), SIGTERM and SIGHUP; within a SLURM job also SIGUSR1 and SIGUSR2, which announce that its time limit is
+near (`sbatch --signal`), so that it requeues itself. A signal that the parent process ignores (`nohup`) stays ignored.
 """
 
 import os
@@ -24,7 +24,7 @@ class Stopped(SystemExit):
 
 
 class StopSignals:
-    """What to do with them: `waits` between the start of training and its end, when whoever trains asks `received`."""
+    """The handlers. While `waits` is set, a signal is only noted in `received`, for the training loop to check."""
 
     def __init__(self) -> None:
         self.waits = False
@@ -32,7 +32,7 @@ class StopSignals:
         self.previous: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Handle them from here on, until `restore`."""
+        """Install the handlers, until `restore`."""
         if threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) != self.handle:
@@ -45,7 +45,7 @@ class StopSignals:
                 signal.signal(number, self.handle)
 
     def restore(self) -> None:
-        """Leave them to whoever handled them before."""
+        """Put back the handlers that were there before."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.__init__()  # type: ignore[misc]
@@ -59,11 +59,11 @@ class StopSignals:
 
 
 STOP = StopSignals()
-"""The signals of this process."""
+"""The stop signals of this process."""
 
 
 def requeue(number: int) -> None:
-    """Ask SLURM to run this job again, if the signal said that its time is over. It goes on with `resume=auto`."""
+    """Requeue this SLURM job, if the signal said that its time limit is near."""
     if number not in [getattr(signal, name, None) for name in REQUEUE]:
         return
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")

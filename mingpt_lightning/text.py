@@ -1,4 +1,4 @@
-"""Text as it comes: Unicode, UTF-8 files, and the text that every Python has."""
+"""Reading text: Unicode, UTF-8 files in chunks, and the language reference that ships with Python."""
 
 import codecs
 import os
@@ -22,37 +22,37 @@ def characters_of(codes: Iterable[int]) -> str:
     return "".join(map(chr, codes))
 
 
-def describe(character: str) -> str:
-    """A character so that a person can find it: 'é' (U+00E9)."""
+def describe_character(character: str) -> str:
+    """A character with its code point: 'é' (U+00E9)."""
     return f"{character!r} (U+{ord(character):04X})"
 
 
 def unicode(text: str, where: str) -> str:
-    """The text itself. Raises UserError, naming the position, for half a character, which JSON escapes can make."""
+    """Return `text`. Raises UserError, naming the position, if it holds a lone surrogate, as JSON escapes can make."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        what = f"character {error.start} is half of one: {describe(text[error.start])}"
+        what = f"character {error.start} is a lone surrogate: {describe_character(text[error.start])}"
         raise UserError(what, where, "Remove it.") from error
     return text
 
 
 def language_reference() -> list[str]:
-    """Python's own language reference, a text per topic, the same ones in the same order for one version of Python."""
+    """Python's language reference, one text per topic, in the same order for a given version of Python."""
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
 
 
 def user_cache() -> Path:
-    """The folder for what can be made or fetched again; XDG_CACHE_HOME moves it."""
+    """The folder for files that can be recreated or downloaded again; set XDG_CACHE_HOME to move it."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mingpt_lightning"
 
 
-def read_text(file: Path, where: str = "datamodule.path") -> Iterator[str]:
-    """The text of a UTF-8 file, piece by piece, without a byte order mark. `where` is for errors.
+def read_text(file: Path, where: str = "path") -> Iterator[str]:
+    """The text of a UTF-8 file in chunks, without a byte order mark. `where` names the parameter in errors.
 
-    Raises UserError when the file is missing, empty, not UTF-8 (naming the byte), or can't be read.
+    Raises UserError when the file is missing, empty, unreadable, or not UTF-8 (naming the byte).
     """
     if not file.is_file():
         reason = "is a folder" if file.is_dir() else "does not exist"
@@ -73,4 +73,4 @@ def read_text(file: Path, where: str = "datamodule.path") -> Iterator[str]:
         what = f"{file} is not UTF-8: byte {size - len(error.object) + error.start}"
         raise UserError(what, where, "Convert it, for example with iconv -t UTF-8.") from error
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}", where, "Check its rights.") from error
+        raise UserError(f"{file} cannot be read: {error.strerror}", where, "Check its permissions.") from error

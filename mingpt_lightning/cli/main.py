@@ -1,10 +1,10 @@
-"""The command line: Hydra composes a config, a task runs, and a mistake ends in one line.
+"""The entry point: Hydra composes a config, a task runs, and a mistake ends in one line.
 
 Nothing heavy is imported before the config is known to be good.
 """
 
 import contextlib
-import csv
+import logging
 import os
 import re
 import shutil
@@ -13,21 +13,34 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import cast
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mingpt_lightning.config import CONFIG_DIR, check, explain
+from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, program
+from mingpt_lightning.cli.help import page, version
+from mingpt_lightning.cli.sweep import FAILED
+from mingpt_lightning.console import fail, say
 from mingpt_lightning.errors import UserError, nearest, resource_error
 from mingpt_lightning.signals import STOP, Stopped, requeue
+
+TASKS = {
+    "fit": "fit",
+    "validate": "evaluate",
+    "test": "evaluate",
+    "generate": "generate",
+    "export": "export",
+    "check": "check",
+}
+"""The tasks, and the modules of `cli/` whose `run(cfg, started)` does them."""
 
 TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
 """Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
@@ -35,13 +48,9 @@ TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir",
 LIST_KEYS = ("stop", "datamodule.path")
 """Those of them that may also be a list, in brackets."""
 
-
 SPIN_COUNT = "1000"
-"""How often a thread looks for work before it sleeps. By default threads spin for milliseconds, and where anything else
+"""How often a thread polls for work before it sleeps. By default threads spin for milliseconds, and where anything else
 runs on the machine, they keep each other from working: a step of a small model then took up to ten times as long."""
-
-FAILED: dict[int, UserError] = {}
-"""The jobs of a sweep that ended in a user's mistake; the others go on."""
 
 NOISE = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13
@@ -49,32 +58,63 @@ NOISE = (
 )
 
 
+@dataclass
+class Process:
+    """What this process knows of the command that it runs.
+
+    since: the time of day when `main` began, to tell folders that it made. task_began: Hydra has composed a config.
+    jobs: how many tasks it has run; a sweep has several.
+    """
+
+    since: float = 0.0
+    task_began: bool = False
+    jobs: int = 0
+
+
+PROCESS = Process()
+
+
 def main() -> None:
-    """The entry point of `main.py` and of the console script."""
+    """The entry point of `main.py`, `python -m mingpt_lightning` and the console script."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors reach us instead of being shortened
     if "OMP_WAIT_POLICY" not in os.environ:  # before torch is imported, or it has no effect
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the parent
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    sweep = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    rest = [argument for argument in sys.argv[1:] if argument not in sweep]
+    logging.raiseExceptions = False  # a closed stream is no reason for a traceback
+    with quiet_broken_pipe():
+        arguments = sys.argv[1:]
+        if "--help" in arguments or "-h" in arguments:
+            print(page(arguments), end="")
+        elif "--version" in arguments:
+            print(version())
+        else:
+            run_command(arguments)
+
+
+def run_command(arguments: list[str]) -> None:
+    """Let Hydra compose the config and call `launch`, once or for each job of a sweep."""
+    sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
+    rest = [argument for argument in arguments if argument not in sweep]
     overrides = [argument for argument in rest if not argument.startswith("-")]
     refuse_options(rest)
     sys.argv[1:] = sweep + (rest if sweep else [quoted(argument) for argument in rest])
     FAILED.clear()
-    run.started, run.since = False, time.time() - 0.1
+    PROCESS.task_began, PROCESS.since = False, time.time() - 0.1
     STOP.install()
     try:
-        run()
+        launch()
+    except BrokenPipeError:
+        raise
     except (Stopped, Exception) as error:
-        if STOP.received is not None:  # what a signal interrupts may make an error of its own of it
+        if STOP.received is not None:  # code that a signal interrupts may turn it into an error of its own
             requeue(STOP.received)
             print(f"stopped by {signal.Signals(STOP.received).name}", file=sys.stderr)
             raise Stopped(STOP.received) from None
-        if run.started:
+        if PROCESS.task_began:
             raise  # a bug of ours
-        fail(explain(cast(Exception, error), overrides))
+        fail(explain(cast(Exception, error), sys.argv[1:] if sweep else [quoted(item) for item in overrides]))
     finally:
         STOP.restore()
     if FAILED:
@@ -95,32 +135,39 @@ def refuse_options(arguments: list[str]) -> None:
         hydras_own = value.startswith(("hydra", "mingpt_lightning"))
         if key.startswith("hydra.") and key.endswith("_target_") and not hydras_own:
             fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
-    if "--version" not in arguments:
-        parser.error = lambda message: fail(UserError(message, "command line", "See python main.py --help."))  # type: ignore[method-assign]
-        parser.parse_args(arguments)
+    usage = f"See {program()} --help."
+    parser.error = lambda message: fail(UserError(message, "command line", usage))  # type: ignore[method-assign]
+    parser.parse_args(arguments)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
-def run(cfg: DictConfig) -> float | None:
+def launch(cfg: DictConfig) -> float | None:
     """Run the task of a composed config; returns what a sweep compares."""
-    run.started = True
+    first = PROCESS.jobs == 0
+    PROCESS.task_began, PROCESS.jobs = True, PROCESS.jobs + 1
+    started = time.perf_counter()
     try:
-        check(cfg)
+        check_config(cfg)
+        if str(cfg.task) not in TASKS:
+            raise UserError(f"task={cfg.task} is not a task", "task", nearest(str(cfg.task), TASKS))
         with lean_imports():
-            from mingpt_lightning.tasks import TASKS
-
+            task = import_module(f"mingpt_lightning.cli.{TASKS[cfg.task]}")
+            if first:
+                started = import_module("mingpt_lightning.cli.run").process_start()
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # no tips
+        logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             for message in NOISE:
                 warnings.filterwarnings("ignore", message=message)
-            if str(cfg.task) not in TASKS:
-                raise UserError(f"task={cfg.task} is not a task", "task", nearest(str(cfg.task), TASKS))
-            return TASKS[cfg.task](cfg)
+            return task.run(cfg, started)
     except Exception as failure:
         error = failure if isinstance(failure, UserError) else resource_error(failure)
         if isinstance(failure, OmegaConfBaseException):  # an interpolation that leads nowhere
             error = explain(failure, [])
         if error is None or STOP.received is not None:
             raise
+        error = import_module("mingpt_lightning.cli.build").locate_anywhere(error, cfg)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
             fail(error)
@@ -130,10 +177,21 @@ def run(cfg: DictConfig) -> float | None:
 
 
 @contextlib.contextmanager
-def lean_imports() -> Iterator[None]:
-    """Let torchmetrics, which Lightning imports, leave out what only metrics of its own need: a second of start-up.
+def quiet_broken_pipe() -> Iterator[None]:
+    """End quietly when the reader of standard output, such as `| head`, has left."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    It asks for these packages through Lightning's RequirementCache; nobody else is answered differently afterwards.
+
+@contextlib.contextmanager
+def lean_imports() -> Iterator[None]:
+    """Keep torchmetrics, which Lightning imports, from importing packages for unused metrics: a second of start-up.
+
+    It asks for these packages through Lightning's RequirementCache; nobody else gets another answer afterwards.
     """
     from lightning_utilities.core.imports import RequirementCache
 
@@ -155,23 +213,11 @@ def discard_empty_run(folder: Path) -> None:
     with contextlib.suppress(OSError):
         if folder == Path.cwd() or any(path.is_file() for path in folder.rglob("*") if path.parent != config):
             return
-        if config.exists() or folder.stat().st_mtime >= run.since:  # an empty folder that was there before stays
+        if config.exists() or folder.stat().st_mtime >= PROCESS.since:  # an empty folder that was there before stays
             shutil.rmtree(folder)
             if folder.parent.parent.name == "runs":
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
-
-
-def say(error: UserError) -> None:
-    """A mistake in one line."""
-    with contextlib.suppress(OSError):  # nobody is there to read it
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-
-
-def fail(error: UserError) -> NoReturn:
-    """Say it and leave with the code of the error."""
-    say(error)
-    sys.exit(error.code)
 
 
 def quoted(argument: str) -> str:
@@ -183,39 +229,3 @@ def quoted(argument: str) -> str:
         return argument
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", value).replace("${", "\\${")
     return f"{key}='{escaped}'"
-
-
-class SweepTable(Callback):
-    """Writes a table of a sweep's jobs, `sweep.csv`, and prints it."""
-
-    def __init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        if job_return.hydra_cfg is None or job_return.hydra_cfg.hydra.mode != RunMode.MULTIRUN:
-            return
-        number = job_return.hydra_cfg.hydra.job.num
-        result = f"failed: {FAILED[number]}" if number in FAILED else job_return._return_value
-        overrides = {key: value for key, _, value in (item.partition("=") for item in job_return.overrides or [])}
-        folder = os.path.relpath(job_return.hydra_cfg.hydra.runtime.output_dir)
-        self.rows.append({"job": number, **overrides, str(config.optimized_metric): result, "run_dir": folder})
-
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        from rich.console import Console
-        from rich.table import Table
-
-        if not self.rows:
-            return
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        file = Path(config.hydra.sweep.dir) / "sweep.csv"
-        with file.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        table = Table(*names)
-        for row in self.rows:
-            values = [row.get(name, "") for name in names]
-            table.add_row(*(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values))
-        console = Console(stderr=True)
-        console.print(table)
-        console.print(f"sweep folder  {file.parent}", markup=False)

@@ -1,4 +1,4 @@
-"""task=check: what an experienced person tries before a long run, in about a minute, on its data and its device.
+"""task=check: what an experienced engineer tries before a long run, in about a minute, on its data and device.
 
 Each check is a function that says what it found, and what to do if that is off. None leaves anything behind.
 """
@@ -17,20 +17,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from rich.filesize import decimal
 
-from mingpt_lightning.build import build, build_trainer, is_pretrained
-from mingpt_lightning.callbacks import console
-from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint
-from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
-from mingpt_lightning.device import keep_memory, set_threads
+from mingpt_lightning.checkpoint import Checkpoint
+from mingpt_lightning.cli.build import build, build_trainer
+from mingpt_lightning.cli.fit import check_batches
+from mingpt_lightning.cli.resume import load_weights
+from mingpt_lightning.cli.run import assemble, is_pretrained
+from mingpt_lightning.console import console
+from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.errors import UserError, resource_error
-from mingpt_lightning.fit import check_batches, take_weights
+from mingpt_lightning.files import check_writable
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
-from mingpt_lightning.loss import rows_at_once
-from mingpt_lightning.storage import check_room, load_checkpoint, write_checkpoint
+from mingpt_lightning.loss import chunk_rows
+from mingpt_lightning.storage import load_checkpoint, write_checkpoint
 
-TIMED, LEARNT, STEPS, ENOUGH = 3.0, 15.0, 300, 50
-"""For how many seconds steps are timed, and a batch is learnt; in how many steps; after how many it may be off."""
+TIMED, OVERFIT, STEPS, ENOUGH = 3.0, 15.0, 300, 50
+"""Seconds for timing steps, and for overfitting one batch; the most steps of that; after how many it may be off."""
 
 
 class Finding(NamedTuple):
@@ -41,32 +43,25 @@ class Finding(NamedTuple):
     fix: str = ""
 
 
-class Run:
-    """The run that a config would be, up to its first step, as `fit` makes it.
+class Trial:
+    """A run up to its first step, assembled as `fit` does, with a first batch to try things on.
 
-    trainer: never started. few: short parts of the first batch. flops: for a token (PaLM, appendix B). weights: bytes.
+    few: short parts of that batch. flops: per token (Chowdhery et al. 2022, "PaLM", appendix B). weights: bytes.
     """
 
     def __init__(self, cfg: DictConfig):
-        pl.seed_everything(cfg.seed, verbose=False)
         self.cfg = cfg
-        self.data: SequenceDataModule = build(cfg.datamodule, "datamodule")
-        self.gpt: GPT = build(cfg.model, "model", vocab_size=self.data.vocab_size, block_size=self.data.block_size)
+        self.run = assemble(cfg, training=False)
+        self.data, self.trainer, self.gpt = self.run.datamodule, self.run.trainer, self.run.system.gpt
         self.sizes = self.gpt.config
-        self.trained = cfg.checkpoint is not None or is_pretrained(cfg.model)  # before this run
-        self.trainer = build_trainer(cfg.trainer, self.sizes["n_embd"], callbacks=[], logger=False)
+        self.pretrained = cfg.checkpoint is not None or is_pretrained(cfg.model)
         self.device = self.trainer.strategy.root_device
-        set_threads(self.sizes["n_embd"])
-        keep_memory()
-        system = self.system(self.gpt)
+        check_batches(self.run)
         if cfg.checkpoint is not None:
-            take_weights(system, find_checkpoint(cfg.checkpoint))
-        system.make_optimizer()  # a mistake in its config ends here, and one in the scheduler's
-        build(cfg.scheduler, "scheduler")
-        check_batches(self.trainer, len(self.data.train_dataloader()))
-        system.trainer, self.trainer.datamodule = self.trainer, self.data  # type: ignore[attr-defined]
-        self.steps = system.total_steps()
-        self.trainer.precision_plugin.convert_module(system)
+            load_weights(self.run)
+        self.steps = self.run.system.total_steps()
+        self.run.system.to(self.device)
+        self.trainer.precision_plugin.convert_module(self.run.system)
         inputs, targets = (tensor.to(self.device) for tensor in next(iter(self.data.train_dataloader())))
         end = int((targets[:4] != IGNORE).any(dim=0).nonzero().max()) + 1  # of what takes a loss
         self.batch, self.few = (inputs, targets), (inputs[:4, :end][:, -32:], targets[:4, :end][:, -32:])
@@ -81,7 +76,7 @@ class Run:
         return LanguageModel(gpt, optimizer, lambda step, _: 1 / (1 + step), self.data.tokenizer).to(self.device)
 
     def loss(self, system: LanguageModel, batch: Batch) -> torch.Tensor:
-        """The mean loss of a batch, in the number format of the run."""
+        """The mean loss of a batch, in the precision of the run."""
         with self.trainer.precision_plugin.forward_context():
             return torch.div(*system.loss_sum(*batch))  # by the number of tokens
 
@@ -95,31 +90,31 @@ class Run:
         optimizer.zero_grad()
         return loss.item(), time.perf_counter() - started
 
-    def awake(self) -> GPT:
-        """A copy of the GPT with noise on all weights: a branch that starts at zero would hide what is wrong in it."""
+    def perturbed(self) -> GPT:
+        """A copy of the GPT with noise on all weights: a branch initialised at zero would hide its errors."""
         gpt = copy.deepcopy(self.gpt)
         for weight in gpt.parameters():
             weight.data += 0.02 * torch.randn_like(weight)
         return gpt
 
 
-def disk(run: Run) -> Finding:
-    """Whether there is room for what Checkpoint keeps: three files with two moments each, two with weights only."""
-    need = 11 * run.weights * bool(run.cfg.callbacks.get("checkpoint"))
-    check_room(run.place, need)  # raises an error that says what is off
-    return Finding(True, f"{decimal(need)} for checkpoints, {decimal(shutil.disk_usage(run.place).free)} free")
+def disk(trial: Trial) -> Finding:
+    """Whether the disk has space for what Checkpoint keeps: three files with two moments each, two with weights only."""
+    need = 11 * trial.weights * bool(trial.cfg.callbacks.get("checkpoint"))
+    check_writable(trial.place, need, "run_dir")  # raises an error that says what is off
+    return Finding(True, f"{decimal(need)} for checkpoints, {decimal(shutil.disk_usage(trial.place).free)} free")
 
 
-def memory(run: Run) -> Finding:
-    """Whether there is memory for gradients, two moments of each weight, and activations; the weights are there."""
-    tokens, vocabulary, system = run.batch[0].numel(), run.sizes["vocab_size"], Path("/proc/meminfo")
-    kept = 60 if run.trainer.precision.startswith("32") else 40  # bytes; Korthikanti et al. 2022 count 68 and 34
-    activations = tokens * kept * run.sizes["n_layer"] * run.sizes["n_embd"]
-    activations += 20 * vocabulary * min(tokens, rows_at_once(run.device, vocabulary))
-    need = 3 * run.weights + activations
-    text = f"about {decimal(need)} beside {decimal(run.weights)} of weights, {decimal(activations)} of it activations; "
-    if run.device.type == "cuda":
-        free = torch.cuda.mem_get_info(run.device)[0]
+def memory(trial: Trial) -> Finding:
+    """Whether memory suffices for gradients, two moments of each weight, and activations beside the weights."""
+    tokens, vocabulary, system = trial.batch[0].numel(), trial.sizes["vocab_size"], Path("/proc/meminfo")
+    kept = 60 if trial.trainer.precision.startswith("32") else 40  # bytes; Korthikanti et al. 2022 count 68 and 34
+    activations = tokens * kept * trial.sizes["n_layer"] * trial.sizes["n_embd"]
+    activations += 20 * vocabulary * min(tokens, chunk_rows(trial.device, vocabulary))
+    need = 3 * trial.weights + activations
+    text = f"about {decimal(need)} beside {decimal(trial.weights)} of weights, {decimal(activations)} of it activations; "
+    if trial.device.type == "cuda":
+        free = torch.cuda.mem_get_info(trial.device)[0]
     elif system.exists():
         free = 1024 * int(system.read_text().split("MemAvailable:")[1].split()[0])
     else:
@@ -128,12 +123,12 @@ def memory(run: Run) -> Finding:
     return Finding(need < free, text + f"{decimal(free)} free", fix)
 
 
-def causality(run: Run) -> Finding:
-    """Whether the second half of a sequence changes logits of the first: a model that looks ahead learns nothing."""
-    gpt, tokens = run.awake().eval(), run.batch[0][:1]
+def causality(trial: Trial) -> Finding:
+    """Whether changing the second half of a sequence changes logits of the first: a model must not see the future."""
+    gpt, tokens = trial.perturbed().eval(), trial.batch[0][:1]
     middle = tokens.shape[1] // 2
-    others = torch.cat([tokens[:, :middle], (tokens[:, middle:] + 1) % run.sizes["vocab_size"]], dim=1)
-    with run.trainer.precision_plugin.forward_context():
+    others = torch.cat([tokens[:, :middle], (tokens[:, middle:] + 1) % trial.sizes["vocab_size"]], dim=1)
+    with trial.trainer.precision_plugin.forward_context():
         change = (gpt(tokens) - gpt(others)).detach().abs().amax(dim=(0, 2)).tolist()
     before, after = max(change[:middle], default=0.0), min(change[middle:])
     text = f"other tokens from the middle on change the logits before by {before:.2g}, after by {after:.2g}"
@@ -141,43 +136,43 @@ def causality(run: Run) -> Finding:
 
 
 @torch.no_grad()
-def first_loss(run: Run) -> Finding:
-    """Whether an untrained model finds all tokens about equally likely; a trained one must do better than that."""
-    rows, chance = max(1, 1024 // run.batch[0].shape[1]), math.log(run.sizes["vocab_size"])
-    loss = run.loss(run.system(run.gpt).eval(), (run.batch[0][:rows], run.batch[1][:rows])).item()
+def first_loss(trial: Trial) -> Finding:
+    """Whether the first loss of an untrained model is about ln V; a pretrained one must be below that."""
+    rows, chance = max(1, 1024 // trial.batch[0].shape[1]), math.log(trial.sizes["vocab_size"])
+    loss = trial.loss(trial.system(trial.gpt).eval(), (trial.batch[0][:rows], trial.batch[1][:rows])).item()
     text = f"{loss:.3f} nats per token, where ln V is {chance:.3f}"
-    ok = loss < chance if run.trained else abs(loss - chance) <= 0.5 + 0.05 * chance  # ours are within 0.47
+    ok = loss < chance if trial.pretrained else abs(loss - chance) <= 0.5 + 0.05 * chance  # ours are within 0.47
     return Finding(ok, text, "See how the weights are made, and whether the targets are the tokens that come next.")
 
 
-def gradients(run: Run) -> Finding:
-    """Whether every parameter that is to learn has a gradient to learn from."""
-    system = run.system(run.awake()).eval()
-    run.loss(system, run.few).backward()
+def gradients(trial: Trial) -> Finding:
+    """Whether every trainable parameter gets a gradient."""
+    system = trial.system(trial.perturbed()).eval()
+    trial.loss(system, trial.few).backward()
     grads = {name: weight.grad for name, weight in system.gpt.named_parameters() if weight.requires_grad}
     wrong = [name for name, grad in grads.items() if grad is None or not grad.any() or not grad.isfinite().all()]
     text = f"{len(grads) - len(wrong)} of {len(grads)} parameters have one that is finite and not zero"
     return Finding(bool(grads) and not wrong, text, f"See what the loss makes of {', '.join(wrong[:3])}.")
 
 
-def resume(run: Run) -> Finding:
+def resume(trial: Trial) -> Finding:
     """Whether two steps, and two more from a checkpoint on the run's disk, end where four do (on a GPU, nearly)."""
-    sizes = {**run.sizes, "n_layer": min(2, run.sizes["n_layer"])}  # more would only take longer
+    sizes = {**trial.sizes, "n_layer": min(2, trial.sizes["n_layer"])}  # more would only take longer
     about_a_step = ("_target_", "accelerator", "precision", "plugins", "deterministic", "gradient_clip_val")
 
     def train(steps: int, callbacks: list[pl.Callback], checkpoint: Path | None = None) -> torch.Tensor:
-        torch.manual_seed(run.cfg.seed)
-        system, data = run.system(GPT(**sizes)), copy.copy(run.data)
+        torch.manual_seed(trial.cfg.seed)
+        system, data = trial.system(GPT(**sizes)), copy.copy(trial.data)
         data.batch_size = 1
-        settings = OmegaConf.masked_copy(run.cfg.trainer, list(about_a_step))
-        settings.update(max_steps=steps, devices=1 if run.device.index is None else [run.device.index])
+        settings = OmegaConf.masked_copy(trial.cfg.trainer, list(about_a_step))
+        settings.update(max_steps=steps, devices=1 if trial.device.index is None else [trial.device.index])
         settings.update(enable_checkpointing=None, enable_progress_bar=False, enable_model_summary=False)
         trainer = build_trainer(settings, sizes["n_embd"], callbacks=callbacks, logger=False, limit_val_batches=0)
         trainer.fit(system, datamodule=data, ckpt_path=checkpoint, weights_only=True)
         return torch.nn.utils.parameters_to_vector(system.gpt.parameters()).detach().cpu()
 
     whole = train(4, [])
-    with tempfile.TemporaryDirectory(prefix=".check-", dir=run.place) as folder:
+    with tempfile.TemporaryDirectory(prefix=".check-", dir=trial.place) as folder:
         file = Path(folder, "last.ckpt")
         half = train(2, [Checkpoint(folder)])
         content, size, started = load_checkpoint(file), file.stat().st_size, time.perf_counter()
@@ -185,57 +180,58 @@ def resume(run: Run) -> Finding:
         per_second = size / (time.perf_counter() - started)
         both = train(4, [Checkpoint(folder)], file)
     apart = ((both - whole).norm() / (whole - half).norm()).item()
-    size = round(size * run.gpt.n_parameters / len(whole))
+    size = round(size * trial.gpt.n_parameters / len(whole))
     text = f"2 + 2 steps {f'differ by {apart:.1g} of their way from' if apart else 'equal'} 4 at once; "
     text += f"a save is {decimal(size)}, {span(size / per_second)} at {decimal(round(per_second))}/s"
-    return Finding(apart <= (0 if run.device.type == "cpu" else 0.1), text, "See what has state beside the checkpoint.")
+    return Finding(apart <= (0 if trial.device.type == "cpu" else 0.1), text, "See what has state beside the checkpoint.")
 
 
-def one_batch(run: Run) -> Finding:
-    """Whether a few sequences are soon learnt, at the full learning rate. Changes the weights."""
-    system, started, steps = run.system(run.gpt).eval(), time.perf_counter(), 0
-    optimizer, first = system.make_optimizer(), run.loss(system, run.few).item()
-    loss, aim, worst = first, max(first * (0.9 if run.trained else 0.5), 0.1), 5 * max(first, 1.0)
-    while aim < loss < worst and steps < STEPS and time.perf_counter() - started < LEARNT:
-        loss, steps = run.step(system, optimizer, run.few)[0], steps + 1
+def one_batch(trial: Trial) -> Finding:
+    """Whether the model overfits one batch of a few sequences, at the full learning rate. Changes the weights."""
+    system, started, steps = trial.system(trial.gpt).eval(), time.perf_counter(), 0
+    optimizer, first = system.make_optimizer(), trial.loss(system, trial.few).item()
+    loss, aim, worst = first, max(first * (0.9 if trial.pretrained else 0.5), 0.1), 5 * max(first, 1.0)
+    while aim < loss < worst and steps < STEPS and time.perf_counter() - started < OVERFIT:
+        loss, steps = trial.step(system, optimizer, trial.few)[0], steps + 1
     text = f"loss {first:.3f} to {loss:.3g} in {steps} steps, {span(time.perf_counter() - started)}"
     if aim < loss < worst and steps < ENOUGH:
         return Finding(None, f"not decided: {text}")
     return Finding(loss <= aim, text, f"{'Raise' if loss < first else 'Lower'} optimizer.lr, or see model and data.")
 
 
-def speed(run: Run) -> Finding:
+def speed(trial: Trial) -> Finding:
     """How long the run will take without validation and torch.compile, by real steps. Changes the weights."""
-    system, (B, T), rows, times = run.system(run.gpt), run.batch[0].shape, 1, list[float]()
+    system, (B, T), rows, times = trial.system(trial.gpt), trial.batch[0].shape, 1, list[float]()
     optimizer = system.make_optimizer()
     while len(times) < 2 or (sum(times) < TIMED and len(times) < 50):
-        times.append(run.step(system, optimizer, (run.batch[0][:rows], run.batch[1][:rows]))[1])
+        times.append(trial.step(system, optimizer, (trial.batch[0][:rows], trial.batch[1][:rows]))[1])
         if rows < B and times[-1] < TIMED / 2:  # time is left for more of the batch
             rows, times = min(B, 2 * rows), []
-    sequences = B * run.trainer.accumulate_grad_batches
-    seconds, tokens = sequences / rows * torch.tensor(times[1:]).median().item(), sequences * T * run.trainer.world_size
-    text = f"about {span(seconds * run.steps)} for {run.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"
-    text += f"{tokens / seconds:,.0f} tokens/s, {run.flops * tokens / seconds / 1e9:,.1f} GFLOP/s"
+    sequences = B * trial.trainer.accumulate_grad_batches
+    seconds, tokens = sequences / rows * torch.tensor(times[1:]).median().item(), sequences * T * trial.trainer.world_size
+    text = f"about {span(seconds * trial.steps)} for {trial.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"
+    text += f"{tokens / seconds:,.0f} tokens/s, {trial.flops * tokens / seconds / 1e9:,.1f} GFLOP/s"
     return Finding(True, text + f", by {rows} of {B} sequences" * (rows < B))
 
 
 def span(seconds: float) -> str:
-    """A time as people say it: 3 h 20 min."""
+    """A duration in its two largest units: 3 h 20 min."""
     for long, unit, short, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if seconds >= long:
             return f"{seconds // long:.0f} {unit} {seconds % long // short:.0f} {part}"
     return f"{seconds:.2g} s"
 
 
-def check(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, started: float) -> None:
     """Print what each check says of the run that this config would be. Raises UserError if something is off."""
-    run, off = Run(cfg), list[str]()
-    about = f"GPT of {run.gpt.n_parameters:,} parameters, {run.flops / 1e6:,.1f} MFLOP a token"
-    console.print(f"{about}, on {run.device} in {run.trainer.precision}, {torch.get_num_threads()} threads")
-    for ask in (disk, memory, causality, first_loss, gradients, resume, one_batch, speed):
-        name = ask.__name__.replace("_", " ")
+    trial, off = Trial(cfg), list[str]()
+    title = f"GPT of {trial.gpt.n_parameters:,} parameters, {trial.flops / 1e6:,.1f} MFLOP a token"
+    console.print(f"{title}, on {trial.device} in {trial.trainer.precision}, {torch.get_num_threads()} threads")
+    for check in (disk, memory, causality, first_loss, gradients, resume, one_batch, speed):
+        name = check.__name__.replace("_", " ")
         try:
-            finding = Finding(None, "not tried") if "memory" in off or (ask is resume and "disk" in off) else ask(run)
+            skip = "memory" in off or (check is resume and "disk" in off)
+            finding = Finding(None, "not tried") if skip else check(trial)
         except Exception as error:
             known = error if isinstance(error, UserError) else resource_error(error)
             if known is None:
@@ -246,4 +242,4 @@ def check(cfg: DictConfig) -> None:
         console.print(f"{name:<11}{word:<4}" + text.replace("\n", f"\n{'':<15}"), style=style, markup=False)
         off += [name] * (finding.ok is False)
     if off:
-        raise UserError(f"off: {', '.join(off)}", "task=check", "Mend that before a long run.")
+        raise UserError(f"off: {', '.join(off)}", "task=check", "Fix that before a long run.")

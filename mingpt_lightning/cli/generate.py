@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,22 +11,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.build import device_for, read_system
-from mingpt_lightning.callbacks import console
-from mingpt_lightning.cli import say
+from mingpt_lightning.cli.build import device_for
+from mingpt_lightning.cli.run import read_system
 from mingpt_lightning.completion import check_stop, complete, stream
+from mingpt_lightning.console import console, say
 from mingpt_lightning.device import keep_memory, set_threads
-from mingpt_lightning.errors import CheckpointError, ResourceError, UserError, require_positive
-from mingpt_lightning.generation import Sampling
-from mingpt_lightning.inference import prepare
+from mingpt_lightning.errors import CheckpointError, UserError, require_positive
+from mingpt_lightning.files import write_error
+from mingpt_lightning.generation import Sampling, count_repeats
+from mingpt_lightning.inference import optimize_for_inference
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.text import read_text
 
 ROWS = 16
-"""How many texts are made at once: on a CPU this many take little longer than one."""
+"""How many texts are generated at once: on a CPU, so many take little longer than one."""
 
 
-def generate(cfg: DictConfig) -> None:
+def run(cfg: DictConfig, started: float) -> None:
     """Text from a checkpoint or a pretrained model, on standard output or as JSON lines."""
     require_positive(num_samples=cfg.num_samples)
     prompts, stop = read_prompts(cfg), stop_strings(cfg.stop)
@@ -38,7 +38,7 @@ def generate(cfg: DictConfig) -> None:
     ):
         raise UserError(f"stop_tokens={stop_tokens} is not a list of ids", "stop_tokens", "Write it as [50256].")
     sampling = {name: cfg[name] for name in Sampling._fields if cfg[name] is not None}
-    Sampling(**sampling).check()
+    Sampling(**sampling).validate()
     system = read_system(cfg)
     if system.tokenizer is None:
         raise CheckpointError("the checkpoint has no tokenizer", "checkpoint", "Use GPT.generate in Python.")
@@ -51,8 +51,8 @@ def generate(cfg: DictConfig) -> None:
         console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
     set_threads(sizes["n_embd"])
     keep_memory()
-    prepare(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
-    options = {"stop": stop, "stop_tokens": stop_tokens, "copies": Counter(), **sampling}
+    optimize_for_inference(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
+    options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
 
     if prompts is None:
         converse(system, max_new_tokens, options)
@@ -72,7 +72,7 @@ def generate(cfg: DictConfig) -> None:
             for _, shown, text in samples(system, prompts, cfg.num_samples, max_new_tokens, options):
                 sys.stdout.write(f"{shown}{text}\n")
                 sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -103,9 +103,10 @@ def samples(
     """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion."""
     assert system.tokenizer is not None
     rows = [prompt for prompt in prompts for _ in range(num_samples)]
+    repeats = count_repeats(tuple(system.tokenizer.encode(prompt)) for prompt in rows)
     for first in range(0, len(rows), ROWS):
-        batch = rows[first : first + ROWS]
-        completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, **options)
+        batch, before = rows[first : first + ROWS], repeats[first : first + ROWS]
+        completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, repeats=before, **options)
         yield from ((prompt, *completion) for prompt, completion in zip(batch, completions, strict=True))
 
 
@@ -117,18 +118,18 @@ def write(
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> None:
-    """Write {"prompt", "completion"} lines, each as soon as it is there."""
+    """Write {"prompt", "completion"} lines, each as soon as it is generated."""
     try:
         with file.open("w", encoding="utf-8") as lines:
             for prompt, _, text in samples(system, prompts, num_samples, max_new_tokens, options):
                 lines.write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n")
                 lines.flush()
     except OSError as error:
-        raise ResourceError(f"cannot write {file}: {error.strerror}", "output", "Choose another file.") from error
+        raise write_error(file, error, "output", "Choose another file.") from error
 
 
 def answer(system: LanguageModel, prompt: str, max_new_tokens: int, options: dict[str, Any]) -> None:
-    """Write a prompt and its completion to standard output, as it is made."""
+    """Write a prompt and its completion to standard output, as it is generated."""
     assert system.tokenizer is not None
     pieces = stream(system.gpt, system.tokenizer, prompt, max_new_tokens, **options)
     shown = system.tokenizer.encode(prompt) if prompt else []
@@ -140,15 +141,18 @@ def answer(system: LanguageModel, prompt: str, max_new_tokens: int, options: dic
 
 
 def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]) -> None:
-    """Ask for prompts and answer them, until Ctrl-D. The same prompt again has another answer."""
+    """Ask for prompts and answer them, until Ctrl-D. Repeating a prompt gives another answer."""
     with suppress(ImportError):
         import readline  # noqa: F401  # the line can be edited, and earlier ones come back
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it doesn't end the program here
     console.print("Type a prompt. Ctrl-C stops an answer, Ctrl-D leaves.")
+    asked: list[tuple[int, ...]] = []
+    assert system.tokenizer is not None
     while True:
         try:
             prompt = input("> ")
-            answer(system, prompt, max_new_tokens, options)
+            asked.append(tuple(system.tokenizer.encode(prompt)))
+            answer(system, prompt, max_new_tokens, {**options, "repeat": count_repeats(asked)[-1]})
         except EOFError:
             console.print()
             return

@@ -1,0 +1,161 @@
+"""From a section of the config to the object that it describes.
+
+The only place that calls Hydra's `instantiate`; what fails in there is the config's fault, so it ends in one line.
+"""
+
+import inspect
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from mingpt_lightning.checkpoint import Checkpoint
+from mingpt_lightning.device import fast_dtype
+from mingpt_lightning.errors import UserError, nearest, resource_error
+
+ALLOWED = (
+    *("mingpt_lightning.", "projects.", "torch.optim.", "pytorch_lightning.Trainer"),
+    *(f"pytorch_lightning.{part}." for part in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
+)
+"""What a `_target_` may be. Nothing else is imported or called."""
+
+
+def check_targets(node: Any, where: str) -> None:
+    """Raise UserError for a `_target_`, at any depth, that isn't a class or function of ALLOWED.
+
+    What the name leads to must be defined there too: an allowed module has imported others, which may do anything.
+    """
+    if isinstance(node, dict):
+        if (target := node.get("_target_")) is not None:
+            known = f"A _target_ is one of {', '.join(ALLOWED)} or your own in projects/."
+            if not isinstance(target, str) or not f"{target}.".startswith(ALLOWED):
+                raise UserError(f"{target} is not allowed", f"{where}._target_", known)
+            try:
+                found = get_object(target)
+            except Exception as error:  # whatever importing it raises
+                what = f"{target} cannot be found: {' '.join(str(error).split())[:200]}"
+                raise UserError(what, f"{where}._target_", "Correct it.") from error
+            home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
+            if not callable(found) or not home.startswith((*ALLOWED, "pytorch_lightning.trainer.trainer.Trainer")):
+                raise UserError(f"{target} is not allowed: it is {home}", f"{where}._target_", known)
+        for name, value in node.items():
+            check_targets(value, f"{where}.{name}")
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            check_targets(value, f"{where}[{number}]")
+
+
+def build(node: Any, where: str, **arguments: Any) -> Any:
+    """The object that a section of the config describes: its `_target_`, called with its keys and `arguments`.
+
+    `_partial_: true` gives a partial. where: the section, for errors. Raises UserError when the target can't be found
+    or doesn't take the arguments; an error about one of the parameters names it as a key of the section.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise UserError(f"{where} names no class", where, f"Choose one with {where}=NAME, or give it a _target_.")
+    check_targets(OmegaConf.to_container(node, resolve=True), where)
+    check_parameters(node, where, arguments)
+    try:
+        factory = instantiate(node, _convert_="all", _partial_=True)
+        return factory if node.get("_partial_") else factory(**arguments)
+    except UserError as error:
+        raise locate(error, node, where) from error
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise locate(error.__cause__, node, where) from error
+        raise UserError(str(error).splitlines()[0], where, "Check its _target_ and arguments.") from error
+    except Exception as error:  # whatever the target raises about its arguments: they come from the config
+        if known_error := resource_error(error):
+            raise known_error from error
+        message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, ImportError):
+            raise UserError(message, where, "Install what is missing, or choose another.") from error
+        given = [item for item in HydraConfig.get().overrides.task if item.startswith(f"{where}.")]
+        given = [item for item in given if item.partition("=")[0].rpartition(".")[2] in message] or given[:3]
+        raise UserError(message, ", ".join(given) or where, "Correct its arguments.") from error
+
+
+def check_parameters(node: DictConfig, where: str, arguments: dict[str, Any]) -> None:
+    """Raise UserError for a key that the target has no parameter for, or a required parameter without a key."""
+    keys = {str(key) for key in node if key not in ("_target_", "_partial_", "_args_", "_convert_", "_recursive_")}
+    try:
+        signature = inspect.signature(get_object(node._target_))
+    except ValueError:  # a builtin
+        return
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    if not open_ended and (unknown := sorted(keys - signature.parameters.keys())):
+        known = sorted(signature.parameters.keys() - arguments.keys())
+        raise UserError(f"unknown key '{where}.{unknown[0]}'", where, nearest(unknown[0], known))
+    if node.get("_partial_") or "_args_" in node:
+        return
+    try:
+        signature.bind(**(dict.fromkeys(keys) | arguments))
+    except TypeError as error:
+        raise UserError(f"{where}: {error}", where, "Correct its arguments.") from error
+
+
+def locate(error: UserError, section: Any, name: str) -> UserError:
+    """The error with its parameter named as a key of a section of the config."""
+    if isinstance(section, DictConfig) and error.where in section and not error.where.startswith(f"{name}."):
+        error.where = f"{name}.{error.where}"
+    return error
+
+
+def locate_anywhere(error: UserError, cfg: DictConfig) -> UserError:
+    """The error with its parameter named as a key of the one section of the config that has it, if it is one."""
+    sections = {str(name): node for name, node in cfg.items_ex(resolve=False) if isinstance(node, DictConfig)}
+    sections |= {f"callbacks.{name!s}": node for name, node in sections.get("callbacks", {}).items()}
+    found = [name for name, node in sections.items() if isinstance(node, DictConfig) and error.where in node]
+    return locate(error, sections[found[0]], found[0]) if len(found) == 1 and error.where not in cfg else error
+
+
+def build_each(section: DictConfig, where: str) -> list[Any]:
+    """The objects of a section of named ones; those set to null are left out."""
+    return [build(node, f"{where}.{name!s}") for name, node in section.items() if node is not None]
+
+
+def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> list[pl.Callback]:
+    """The callbacks, none of which may monitor a metric that doesn't exist."""
+    for name, node in section.items():
+        monitor = node.get("monitor") if isinstance(node, DictConfig) else None
+        if monitor is not None and monitor not in metrics:
+            where = f"callbacks.{name!s}.monitor"
+            raise UserError(f"there is no metric '{monitor}'", where, nearest(str(monitor), metrics))
+    callbacks = build_each(section, "callbacks")
+    for callback in callbacks:
+        if isinstance(callback, Checkpoint) and not callback.monitor.startswith("val/"):
+            what = f"{callback.monitor} is not known where the best checkpoint is chosen"
+            fix = f"Choose one of: {', '.join(metric for metric in metrics if metric.startswith('val/'))}."
+            raise UserError(what, "callbacks.checkpoint.monitor", fix)
+    if not logging:  # Lightning refuses to monitor the learning rate without a logger
+        callbacks = [item for item in callbacks if not isinstance(item, pl.callbacks.LearningRateMonitor)]
+    return callbacks
+
+
+def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
+    """The Trainer, with `precision: auto` decided by the device and the width of the model."""
+    settings = node.copy()
+    if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
+        settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
+    if settings.precision == "auto":
+        settings.precision = fast_precision(settings.accelerator, n_embd)
+    if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
+    return build(settings, "trainer", **arguments)
+
+
+def device_for(accelerator: str) -> str:
+    """The device of a Trainer's `accelerator`, for work without a Trainer."""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "cuda"
+    return "mps" if accelerator in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"
+
+
+def fast_precision(accelerator: str, n_embd: int) -> str:
+    """bf16-mixed where it is faster, else 32-true."""
+    fast = fast_dtype(torch.device(device_for(accelerator)), n_embd) == torch.bfloat16
+    return "bf16-mixed" if fast else "32-true"

@@ -1,0 +1,33 @@
+"""task=validate and task=test: the metrics of a checkpoint, or of a pretrained model, on one split."""
+
+from omegaconf import DictConfig
+
+from mingpt_lightning.cli.run import assemble_evaluation, named_folder, save_config
+from mingpt_lightning.cli.summary import Result, report, write_summary
+from mingpt_lightning.console import console
+
+
+def run(cfg: DictConfig, started: float) -> float | None:
+    """Evaluate, and write what was found into the folder of the run that the checkpoint belongs to.
+
+    As validate.json or test.json; as summary.json where the command line names a folder, or in a sweep. Returns the
+    loss.
+    """
+    run = assemble_evaluation(cfg)
+    run.system.started = started
+    split = "val" if cfg.task == "validate" else "test"
+    evaluate = run.trainer.validate if split == "val" else run.trainer.test
+    metrics = dict(evaluate(run.system, datamodule=run.datamodule, verbose=False)[0])
+    result = Result(cfg.task, metrics, run.steps, run.checkpoint)
+    report(run, result)
+    file = None
+    if (folder := named_folder(cfg)) is not None:
+        save_config(cfg, folder)
+        file = folder / "summary.json"
+    elif run.checkpoint is not None and run.checkpoint.parent.name == "checkpoints":
+        file = run.checkpoint.parent.parent / f"{cfg.task}.json"
+    if file is not None and run.trainer.is_global_zero:
+        write_summary(run, result, file)
+        console.print(f"written     {file}", markup=False)
+    return metrics.get(f"{split}/loss")
+

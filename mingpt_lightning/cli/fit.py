@@ -1,0 +1,115 @@
+"""task=fit: train, from the start or from where a run was stopped, and test the best checkpoint."""
+
+import contextlib
+import os
+import shlex
+import shutil
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from mingpt_lightning import loop_state
+from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
+from mingpt_lightning.cli.config import program
+from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
+from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
+from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
+from mingpt_lightning.console import console
+from mingpt_lightning.device import compile_pays
+from mingpt_lightning.errors import UserError
+from mingpt_lightning.files import lock
+from mingpt_lightning.signals import Stopped
+
+
+def run(cfg: DictConfig, started: float) -> float | None:
+    """Train; then test the best checkpoint on held-out data. Returns the metric that a sweep compares.
+
+    started: when the run began, on the clock of time.perf_counter.
+    """
+    folder = run_folder()
+    console.quiet = not is_first_process()
+    with lock(folder) if is_first_process() else contextlib.nullcontext():
+        resumed, notes = find_resumable(folder, cfg.resume)
+        for note in notes:
+            console.print(f"note: {note}", markup=False)
+        run = assemble(cfg)
+        run.system.started = started
+        check_batches(run)
+        if resumed is not None:
+            continue_from(run, resumed)
+        elif cfg.checkpoint is not None:
+            load_weights(run)
+        describe(run, compile_if_asked(run))
+        save_config(cfg, folder)
+        try:
+            run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
+        except Stopped:
+            if run.system.tokens_seen:
+                write_summary(run, Result("fit", {}, run.trainer.global_step, None), folder / "summary.json")
+                say_how_to_resume(run)
+            raise
+        result = evaluate_best(run)
+        if run.trainer.is_global_zero:
+            write_summary(run, result, folder / "summary.json")
+            report(run, result)
+            console.print(f"run folder  {folder}", markup=False)
+            draw_curves(folder)
+            if result.checkpoint is not None:
+                suggest(run)
+    return result.metrics.get(cfg.optimized_metric)
+
+
+def evaluate_best(run: Run) -> Result:
+    """Validate the last weights, if they have not been; load the best ones, and test these."""
+    trainer, system, data = run.trainer, run.system, run.datamodule
+    metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
+    steps, checkpoint = trainer.global_step, None
+    loop_state.log_step(trainer, steps)
+    if system.validated_step != steps:
+        results = trainer.validate(system, datamodule=data, verbose=False)
+        metrics |= results[0] if results else {}  # without limit_val_batches=0
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, Checkpoint):
+            checkpoint = find_checkpoint(run.folder)
+            if callback.best_metrics:
+                system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+                metrics |= callback.best_metrics
+    if len(data.dataset("test")):
+        results = trainer.test(system, datamodule=data, verbose=False)
+        metrics |= results[0] if results else {}
+    return Result("fit", metrics, steps, checkpoint)
+
+
+def check_batches(run: Run) -> None:
+    """Raise UserError for counts that exceed the batches of an epoch, which Lightning would ignore."""
+    trainer, batches = run.trainer, len(run.datamodule.train_dataloader())
+    accumulated, interval = trainer.accumulate_grad_batches, trainer.val_check_interval
+    if accumulated > batches:
+        what = f"trainer.accumulate_grad_batches={accumulated:,} is more than the {batches:,} batches of an epoch"
+        raise UserError(what, "trainer.accumulate_grad_batches", f"Use {batches:,} or less.")
+    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
+        what = f"trainer.val_check_interval={interval:,} is more than the {batches:,} batches of an epoch"
+        fix = "Lower it, or count across epochs with trainer.check_val_every_n_epoch=null."
+        raise UserError(what, "trainer.val_check_interval", fix)
+
+
+def compile_if_asked(run: Run) -> bool:
+    """Compile the blocks where `compile` says so; returns whether it does."""
+    device, width, steps = run.trainer.strategy.root_device, run.system.gpt.config["n_embd"], run.trainer.max_steps
+    if not (compile_pays(device, width, steps) if run.cfg.compile == "auto" else run.cfg.compile):
+        return False
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        raise UserError("torch.compile needs a C++ compiler", "compile", "Install g++, or use compile=false.")
+    run.system.compile_blocks()
+    return True
+
+
+def say_how_to_resume(run: Run) -> None:
+    """After a stop: what is saved, and the command that resumes the run."""
+    if not any(isinstance(callback, Checkpoint) for callback in run.trainer.checkpoint_callbacks):
+        console.print("stopped before the end; without callbacks.checkpoint nothing is saved")
+        return
+    console.print(f"stopped before the end; everything up to step {run.trainer.global_step:,} is saved")
+    given = [item for item in HydraConfig.get().overrides.task if not item.startswith(("run_dir=", "resume="))]
+    command = shlex.join([*given, f"run_dir={run.folder}", "resume=auto"])
+    console.print(f"go on with  {program()} {command}", markup=False)

@@ -1,0 +1,148 @@
+"""resume=auto|must|never: which checkpoint a run resumes from, and why it may not."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+
+from mingpt_lightning.checkpoint import KEY, read_checkpoint
+from mingpt_lightning.cli.build import check_targets
+from mingpt_lightning.cli.run import Run, is_first_process, named_checkpoint
+from mingpt_lightning.console import console
+from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.storage import find_corruption
+
+INVALIDATING = ("model", "datamodule", "optimizer", "scheduler", "seed", "optimized_metric", "choices.datamodule")
+"""Settings whose change invalidates a resume: the result would be neither the old run's nor the new one's."""
+
+HARMLESS = ("datamodule.batch_size", "datamodule.cache_dir")
+"""Exceptions among them: the order of the data doesn't depend on these."""
+
+SILENT = (
+    *("task", "resume", "run_dir", "checkpoint", "choices"),
+    *("trainer.default_root_dir", "callbacks.checkpoint.dirpath"),
+)
+"""Settings that don't affect the result, or that follow from another one; their change is not mentioned."""
+
+
+def find_resumable(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint to resume from, and what is wrong with newer ones.
+
+    resume: auto resumes where there is something, must insists on it, never refuses a folder with a run in it.
+    Raises CheckpointError where all checkpoints are damaged, or "must" finds none; UserError where "never" finds a run.
+    """
+    files = [run_dir / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+    there = [file for file in files if file.exists()]
+    if resume == "never":
+        if any(run_dir.glob("checkpoints/*.ckpt")):
+            fix = "Go on with it by resume=auto, or choose another run_dir=."
+            raise UserError(f"{run_dir} already holds a run", "run_dir", fix)
+        return None, []
+    notes: list[str] = []
+    for file in there:
+        wrong = find_corruption(file)
+        if wrong is None:
+            return file, notes
+        notes.append(f"{file} is damaged: {wrong}")
+    if there:
+        fix = "Train anew with another run_dir=; checkpoint=FILE starts from the weights of another file."
+        raise CheckpointError("; ".join(notes), "resume", fix)
+    if resume == "must":
+        best = run_dir / "checkpoints" / "best.ckpt"
+        found = f"only weights, {best}" if best.exists() else "no checkpoints/last.ckpt"
+        fix = f"Start from them with checkpoint={best} and another run_dir=." if best.exists() else "Check run_dir=."
+        raise CheckpointError(f"there is nothing to resume in {run_dir}: {found}", "resume", fix)
+    return None, notes
+
+
+def continue_from(run: Run, file: Path) -> None:
+    """Say from where a run resumes and what has changed; raise CheckpointError where that would be wrong."""
+    content = read_checkpoint(file)
+    lines = check_resumable(content, run.system.metadata(run.datamodule), file)
+    console.print(f"resuming    {file}, step {content['global_step']:,}", markup=False)
+    for line in lines:
+        console.print(f"changed     {line}", markup=False)
+    last = run.folder / "checkpoints" / "last.ckpt"
+    if last.exists() and file != last and is_first_process():  # so that a damaged file doesn't become previous.ckpt
+        last.replace(last.with_suffix(".ckpt.damaged"))
+
+
+def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) -> list[str]:
+    """The differences between a checkpoint's run and this one that are worth a line.
+
+    content: the checkpoint. now: what this run would put under KEY. Raises CheckpointError for a difference that
+    invalidates a resume, and for a file with weights only.
+    """
+    if "optimizer_states" not in content:
+        fix = f"Use them as initial weights of a new run: checkpoint={file} with another run_dir=."
+        raise CheckpointError(f"{file} holds weights only", "resume", fix)
+    saved = content[KEY]
+    if "environment" not in saved:
+        what = f"{file} was written by version {saved.get('version')}, which could not be resumed"
+        raise CheckpointError(what, "resume", f"Start a new run from its weights: checkpoint={file}.")
+    lines = {}
+    for name, before, after in differences(flat(saved["config"]), flat(now["config"])):
+        same_target = name.endswith("_target_") and leads_to(before) == leads_to(after)
+        if not below(name, SILENT) and not same_target:
+            lines[name] = f"{name}: {before} in the checkpoint, {after} now"
+    for name, before, after in differences(saved["gpt"], now["gpt"]):
+        lines.setdefault(f"model.{name}", f"{name}: {before} in the checkpoint, {after} now")
+    if saved["tokenizer"] != now["tokenizer"]:
+        lines["datamodule.tokenizer"] = "another vocabulary"
+    if saved["data"] != now["data"]:
+        lines["datamodule.data"] = "other data: its fingerprint has changed"
+    wrong = [line for name, line in lines.items() if below(name, INVALIDATING) and name not in HARMLESS]
+    if wrong:
+        more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        what = f"{file} is of another run: {'; '.join(wrong[:4])}{more}"
+        fix = f"Give the run's own settings, or start a new run from its weights: checkpoint={file} run_dir=NEW."
+        raise CheckpointError(what, "resume", fix)
+    versions = {"mingpt_lightning": saved["version"], **saved["environment"]}
+    versions_now = {"mingpt_lightning": now["version"], **now["environment"]}
+    for name, before, after in differences(versions, versions_now):
+        lines[name] = f"{name}: {before} in the checkpoint, {after} now; the last bits may differ"
+    return list(lines.values())
+
+
+def leads_to(target: Any) -> str:
+    """The class or function that a `_target_` names, by the module that defines it; only those allowed are imported."""
+    try:
+        check_targets({"_target_": target}, "")
+    except UserError:
+        return str(target)
+    found = get_object(target)
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def load_weights(run: Run) -> None:
+    """Start from the weights of the checkpoint that the command line names; model and vocabulary must be the same."""
+    file = named_checkpoint(run.cfg.checkpoint)
+    content = read_checkpoint(file)
+    ours, theirs = run.system.metadata(), content[KEY]
+    lines = [f"{name}: {a} in the checkpoint, {b} now" for name, a, b in differences(theirs["gpt"], ours["gpt"])]
+    lines = [line for line in lines if not line.startswith("dropout:")]
+    if theirs["tokenizer"] != ours["tokenizer"]:
+        lines.append("another vocabulary")
+    if lines:
+        what = f"the weights of {file} are of another model: {'; '.join(lines)}"
+        raise CheckpointError(what, "checkpoint", "Give the model and data of its run.")
+    run.system.load_state_dict(content["state_dict"])
+    console.print(f"weights     {file}, step {content['global_step']:,}", markup=False)
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """The keys at which two mappings differ, with both values."""
+    return [(key, before.get(key), after.get(key)) for key in {**before, **after} if before.get(key) != after.get(key)]
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of nested sections by their dotted keys."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return values
+
+
+def below(name: str, sections: tuple[str, ...]) -> bool:
+    """Whether a key is one of some sections, or in one of them."""
+    return any(name == section or name.startswith(f"{section}.") for section in sections)

@@ -1,0 +1,214 @@
+"""A run, assembled from its config: datamodule, model, LightningModule, Trainer, in this order.
+
+Also what belongs to a run beside them: its folder, its config on disk, and the checkpoint that it reads.
+"""
+
+import contextlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
+
+from mingpt_lightning.bpe import read_tokenizer
+from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
+from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
+from mingpt_lightning.cli.config import compose
+from mingpt_lightning.datamodule import SequenceDataModule
+from mingpt_lightning.device import keep_memory, set_threads
+from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.language_model import LanguageModel
+
+
+@dataclass
+class Run:
+    """What a config describes, ready to be trained or evaluated.
+
+    folder: where it writes. checkpoint, steps: the file that its weights are from, and its optimizer steps.
+    """
+
+    cfg: DictConfig
+    folder: Path
+    datamodule: SequenceDataModule
+    system: LanguageModel
+    trainer: pl.Trainer
+    checkpoint: Path | None = None
+    steps: int = 0
+
+
+def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callback] | None = None) -> Run:
+    """Everything that a config describes, built in order. `training=False` leaves callbacks and loggers out.
+
+    callbacks: more of them. Whatever the config gets wrong ends here in one line, before anything is written.
+    """
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
+    gpt = build_model(cfg, datamodule)
+    optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
+    system = LanguageModel(gpt, optimizer, scheduler, datamodule.tokenizer, config=resolved(cfg))
+    system.make_optimizer()  # a mistake in its arguments is found now
+    loggers = build_each(cfg.logger, "logger") if training else []
+    hooks = build_callbacks(cfg.callbacks, system.metric_names(), bool(loggers)) if training else []
+    n_embd = gpt.config["n_embd"]
+    trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *(callbacks or [])], logger=loggers or False)
+    datamodule.trainer = system.trainer = trainer  # so that the number of steps is known before training
+    trainer.datamodule = datamodule  # type: ignore[attr-defined]
+    set_threads(n_embd)
+    keep_memory()
+    return Run(cfg, run_folder(), datamodule, system, trainer)
+
+
+def assemble_evaluation(cfg: DictConfig) -> Run:
+    """The run that evaluates a checkpoint on its own data, or a pretrained model on the config's."""
+    if cfg.checkpoint is None and is_pretrained(cfg.model):
+        run = assemble(cfg, training=False)
+        run.system.eval()
+        return run
+    path, content = read_named(cfg)
+    datamodule, system = build_datamodule(content), LanguageModel.from_checkpoint(content)
+    gpt = system.gpt.config
+    if (datamodule.vocab_size, datamodule.block_size) != (gpt["vocab_size"], gpt["block_size"]):
+        what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
+        what += f"the checkpoint {gpt['vocab_size']} and {gpt['block_size']}"
+        raise CheckpointError(what, "datamodule", "Leave out datamodule= to use the run's own data.")
+    trainer = build_trainer(cfg.trainer, gpt["n_embd"], callbacks=[], logger=False)
+    return Run(cfg, run_folder(), datamodule, system, trainer, path, content["global_step"])
+
+
+def build_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
+    """The GPT of a config, in the vocabulary and block size of the data."""
+    try:
+        return build(cfg.model, "model", vocab_size=datamodule.vocab_size, block_size=datamodule.block_size)
+    except UserError as error:
+        if error.where == "vocab_size" and is_pretrained(cfg.model):
+            tokenizer = f"datamodule=text datamodule.tokenizer={cfg.model.name}"
+            error.where, error.fix = "datamodule", f"Give the data the tokenizer of the model: {tokenizer}"
+        raise
+
+
+def is_pretrained(model: Any) -> bool:
+    """Whether a model section names pretrained weights."""
+    return isinstance(model, DictConfig) and "name" in model
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config as plain data for the checkpoint; without loggers, which may hold secrets."""
+    known = cfg.copy()
+    known.run_dir = HydraConfig.get().runtime.output_dir  # a sweep's jobs have folders of their own
+    del known.logger
+    values = OmegaConf.to_container(known, resolve=True)
+    assert isinstance(values, dict)
+    choices = {name: choice for name, choice in HydraConfig.get().runtime.choices.items() if "/" not in name}
+    return {**values, "choices": choices}
+
+
+def run_folder() -> Path:
+    """Where this run writes, relative to the working directory where that is shorter."""
+    path = Path(HydraConfig.get().runtime.output_dir)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def named_folder(cfg: DictConfig) -> Path | None:
+    """The folder that the command line names for this job, or that it has as one of a sweep; None if there is none."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return run_folder()
+    return Path(cfg.run_dir) if any(o.startswith("run_dir=") for o in HydraConfig.get().overrides.task) else None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a distributed training that writes files and messages."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def save_config(cfg: DictConfig, folder: Path) -> None:
+    """Write .hydra/, as Hydra does, but once it's clear that the run will be: a refused command leaves no trace.
+
+    Interpolations are written as such, so what they take from the environment stays there.
+    """
+    folder = folder / ".hydra"
+    if not is_first_process():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        OmegaConf.save(OmegaConf.create({"hydra": HydraConfig.get()}), folder / "hydra.yaml")
+        OmegaConf.save(HydraConfig.get().overrides.task, folder / "overrides.yaml")
+    except OSError as error:
+        what = f"cannot write {folder}: {error.strerror or error}"
+        raise UserError(what, "run_dir", "Choose another run_dir=.") from error
+
+
+def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that the command line names: its path and its content, with its project imported."""
+    if cfg.checkpoint is None:
+        fix = "Give checkpoint=RUN_FOLDER_OR_FILE, or model=gpt2-pretrained."
+        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", fix)
+    path = named_checkpoint(cfg.checkpoint)
+    content = read_checkpoint(path)
+    if "choices" in content[KEY]["config"]:  # a run of the command line, not of a notebook
+        datamodule_class(content)
+    return path, content
+
+
+def named_checkpoint(name: str) -> Path:
+    """`find_checkpoint`, with the command line's way to load a folder in Hugging Face's layout."""
+    try:
+        return find_checkpoint(name)
+    except CheckpointError as error:
+        if Path(name, "config.json").is_file():
+            error.fix = f"Use model=gpt2-pretrained model.name={name}."
+        raise
+
+
+def read_system(cfg: DictConfig) -> LanguageModel:
+    """The model that the command line names, with its tokenizer: a checkpoint's or a pretrained one."""
+    if cfg.checkpoint is None and is_pretrained(cfg.model):
+        gpt = build(cfg.model, "model")
+        return LanguageModel(gpt, tokenizer=read_tokenizer(cfg.model.name, cfg.model.revision)).eval()
+    _, content = read_named(cfg)
+    return LanguageModel.from_checkpoint(content)
+
+
+def datamodule_class(content: dict[str, Any]) -> type:
+    """The datamodule class of a checkpoint's run, by the choice in its config: never by a class name in the file."""
+    choice = content[KEY]["config"]["choices"]["datamodule"]
+    return get_class(compose([f"datamodule={choice}"]).datamodule._target_)
+
+
+def build_datamodule(content: dict[str, Any]) -> SequenceDataModule:
+    """The datamodule of a checkpoint's run, with the command line's own settings for it on top.
+
+    Its vocabulary is the checkpoint's, also where the text is another one.
+    """
+    saved = content[KEY]["config"]
+    if "choices" not in saved:
+        what = "the checkpoint does not say which data it was trained on"
+        raise CheckpointError(what, "checkpoint", "Evaluate it in Python, where it was written.")
+    overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
+    choice = f"datamodule={saved['choices']['datamodule']}"
+    other = any(item.startswith("datamodule=") and item != choice for item in overrides)
+    node = compose(overrides if other else [choice, *overrides]).datamodule
+    given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
+    for name, value in ({} if other else saved["datamodule"]).items():
+        if name in node and name not in given and not name.startswith("_"):
+            node[name] = value
+    vocabulary = content[KEY]["tokenizer"]["arguments"]  # not through the config, which would resolve "${" in it
+    return build(node, "datamodule", **{k: v for k, v in vocabulary.items() if k in node and k not in given})
+
+
+def process_start() -> float:
+    """When this process began, on the clock of time.perf_counter; where the system doesn't tell, now."""
+    now = time.perf_counter()
+    with contextlib.suppress(OSError, ValueError, IndexError, AttributeError):
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        age = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        return now - age if 0 <= age < 60 else now
+    return now

@@ -1,0 +1,122 @@
+"""What a run says of itself: its first lines, summary.json, its last lines, and curves.png."""
+
+import contextlib
+import csv
+import importlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from mingpt_lightning.cli.config import program
+from mingpt_lightning.cli.run import Run
+from mingpt_lightning.console import console
+from mingpt_lightning.files import atomic_write, write_error, write_text
+
+
+class Result(NamedTuple):
+    """What a task has found. steps: optimizer steps of the weights. checkpoint: the file that holds them."""
+
+    task: str
+    metrics: dict[str, float]
+    steps: int
+    checkpoint: Path | None
+
+
+def describe(run: Run, compiled: bool) -> None:
+    """Print what is about to be trained: data, model, optimization, device and run folder."""
+    data, gpt, trainer = run.datamodule, run.system.gpt, run.trainer
+    sizes = ", ".join(f"{len(data.dataset(split)):,} {split}" for split in ("train", "val", "test"))
+    choice = HydraConfig.get().runtime.choices.get("datamodule")
+    console.print(f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}")
+    config = gpt.config
+    shape = " ".join(f"{name}={config[name]}" for name in ("n_layer", "n_head", "n_embd"))
+    console.print(f"model       GPT of {gpt.n_parameters:,} parameters, {shape}")
+    sequences = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    optimizer = run.system.make_optimizer()
+    rates = " and ".join(dict.fromkeys(f"{group['lr']:.3g}" for group in optimizer.param_groups))
+    console.print(
+        f"training    {run.system.total_steps():,} steps of {sequences:,} sequences "
+        f"({sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
+    )
+    device = f"{trainer.strategy.root_device}, {trainer.precision}, {torch.get_num_threads()} threads"
+    console.print(f"device      {device}{', compiled' if compiled else ''}")
+    console.print(f"run folder  {run.folder}", markup=False)
+
+
+def summary(run: Run, result: Result) -> dict[str, Any]:
+    """What summary.json holds. seconds: since the start of the process, with those of processes that it resumes."""
+    return {
+        "task": result.task,
+        "metrics": result.metrics,
+        "steps": result.steps,
+        "tokens": run.system.tokens_seen,
+        "seconds": round(run.system.seconds, 2),
+        "parameters": run.system.gpt.n_parameters,
+        "checkpoint": result.checkpoint and str(result.checkpoint),
+    }
+
+
+def write_summary(run: Run, result: Result, file: Path) -> None:
+    """Write summary.json, or the same under another name."""
+    try:
+        write_text(file, json.dumps(summary(run, result), indent=2) + "\n", durable=True)
+    except OSError as error:
+        raise write_error(file, error, "run_dir", "Free some space, or choose another run_dir=.") from error
+
+
+def report(run: Run, result: Result) -> None:
+    """Print the metrics of a result, with examples where a task has right answers."""
+    metrics, data = result.metrics, run.datamodule
+    console.print()
+    split = "test" if "test/loss" in metrics else "val"
+    if f"{split}/exact_match" in metrics:
+        dataset = data.dataset(split)  # type: ignore[arg-type]
+        results = run.system.solve(dataset[torch.arange(min(len(dataset), 1000))])
+        console.print(f"{split} exact match  {metrics[f'{split}/exact_match']:.1%}", style="bold")
+        for name, kind in (("right", True), ("wrong", False)):
+            texts = [text for text, right in results if right == kind][:3]
+            if texts:
+                console.print(f"  {name}  {'   '.join(texts)}", markup=False)
+    for part in ("val", "test"):
+        if f"{part}/loss" in metrics:
+            more = [f"perplexity {metrics[f'{part}/perplexity']:,.3f}"] if f"{part}/perplexity" in metrics else []
+            for unit in ("character", "byte"):
+                if (bits := metrics.get(f"{part}/bits_per_{unit}")) is not None:
+                    more.append(f"{bits:.4f} bits per {unit}")
+            console.print(f"{part}/loss  {metrics[f'{part}/loss']:.4f}" + (f"  ({', '.join(more)})" if more else ""))
+    console.print(f"{result.steps:,} steps, {run.system.tokens_seen:,} tokens, {run.system.seconds:.1f} seconds")
+
+
+def suggest(run: Run) -> None:
+    """Print the command that samples from a trained model."""
+    command = f"{program()} task=generate checkpoint={shlex.quote(str(run.folder))}"
+    tokenizer = run.datamodule.tokenizer
+    if tokenizer.answer_length is not None:
+        inputs, _ = run.datamodule.dataset("val")[torch.arange(1)]
+        prompt = tokenizer.decode(inputs[0, : 1 - tokenizer.answer_length].tolist()).strip(" =->")
+        command += f' prompt="{prompt}"'
+    console.print(f"try it      {command}", markup=False)
+
+
+def draw_curves(folder: Path) -> None:
+    """Draw the losses of metrics.csv over the steps into curves.png; nothing without matplotlib."""
+    file = folder / "metrics.csv"
+    with contextlib.suppress(ImportError, OSError):
+        figure_module = importlib.import_module("matplotlib.figure")
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        figure = figure_module.Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.add_subplot()
+        for name, style in (("train/loss", {"linewidth": 1}), ("val/loss", {"marker": "o", "markersize": 3})):
+            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, **style)
+        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=str(folder.name))
+        if axes.lines:
+            axes.legend()
+            with atomic_write(folder / "curves.png") as part:
+                figure.savefig(part, format="png", dpi=120)
