@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 
 from mingpt_lightning import GPT
+from tests.common import ROOT
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
@@ -76,7 +77,7 @@ def cli(
     def run(*arguments: str) -> tuple[int, str, str]:
         from mingpt_lightning.cli import main
 
-        monkeypatch.setattr(sys, "argv", [str(Path(__file__).parent.parent / "main.py"), *arguments])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py"), *arguments])
         code = 0
         try:
             main()

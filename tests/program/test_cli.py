@@ -19,8 +19,8 @@ import yaml
 from mingpt_lightning import GPT, CharTokenizer, LanguageModel
 from mingpt_lightning.cli import quoted
 from mingpt_lightning.config import CONFIG_DIR
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 TINY = (
     *("model.n_layer=1", "model.n_head=2", "model.n_embd=16"),
     *("trainer.max_steps=6", "trainer.val_check_interval=3", "trainer.log_every_n_steps=1"),

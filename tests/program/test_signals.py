@@ -5,13 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from mingpt_lightning.signals import Stopped, StopSignals
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 LONG = (
     *("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "trainer=cpu", "trainer.max_steps=1000000"),
     *("trainer.val_check_interval=20", "callbacks.early_stopping=null", "callbacks.samples=null"),

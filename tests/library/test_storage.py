@@ -12,8 +12,7 @@ import torch
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
 from mingpt_lightning.storage import check_room, damage, load_checkpoint, locked, read_manifest, write_checkpoint
-
-ROOT = Path(__file__).parent.parent
+from tests.common import ROOT
 
 
 def content(step: int) -> dict:

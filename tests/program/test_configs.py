@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from mingpt_lightning.cli import quoted
 from mingpt_lightning.config import CONFIG_DIR
 from mingpt_lightning.datamodule import IGNORE, SequenceDataModule
 from mingpt_lightning.tokenizer import BPETokenizer, Tokenizer
-
-ROOT = Path(__file__).parent.parent
+from tests.common import ROOT
 
 
 def choices(group: str) -> list[str]:

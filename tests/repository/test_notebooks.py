@@ -10,7 +10,7 @@ from nbformat import NotebookNode
 
 from mingpt_lightning import GPT, BPETokenizer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(ROOT.glob("*.ipynb"))
 
 

@@ -16,8 +16,8 @@ import torch
 
 from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, LanguageModel
 from mingpt_lightning.completion import complete
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT = "the cat sat on the mat.\nthe dog sat on the log.\n" * 9
 PRETRAINED = ("model=gpt2-pretrained", "model.name=gpt")
 GENERATE = ("task=generate", *PRETRAINED, "max_new_tokens=12")

@@ -8,7 +8,6 @@ import sys
 import tracemalloc
 from collections.abc import Iterable
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from mingpt_lightning.datamodule import Batch, BatchLoader, Split
 from projects.adder.datamodule import AdderDataModule
 from projects.chargpt.datamodule import CharDataModule
 from projects.sort.datamodule import SortDataModule
+from tests.common import ROOT
 
 
 class Numbers:
@@ -178,10 +178,8 @@ def digests() -> list[str]:
 
 
 def test_batches_are_the_same_in_a_fresh_process() -> None:
-    here = Path(__file__).parent
-    code = "import test_datamodule; print(*test_datamodule.digests())"
-    paths = os.pathsep.join(map(str, (here.parent, here)))
-    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONHASHSEED": "12345"}
+    code = "from tests.library.test_datamodule import digests; print(*digests())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "12345"}
     fresh = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert fresh.stdout.split() == digests()
     assert len(set(digests())) == 9

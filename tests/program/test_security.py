@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 
 from mingpt_lightning.build import build, check_targets
 from mingpt_lightning.errors import UserError
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("mingpt_lightning/*.py"), *ROOT.glob("projects/**/*.py")]
 UNSAFE = {"eval", "exec", "pickle.load", "pickle.loads", "dill.load", "yaml.load", "yaml.unsafe_load", "os.system"}
 NEEDS_WEIGHTS_ONLY = {"torch.load", "trainer.fit", "trainer.validate", "trainer.test"}

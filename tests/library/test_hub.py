@@ -13,6 +13,7 @@ from huggingface_hub import constants, errors
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
 from mingpt_lightning.hub import Repository
+from tests.common import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -133,7 +134,7 @@ except Exception as error:
     with socket.socket() as closed:  # a port where nobody listens
         closed.bind(("127.0.0.1", 0))
         hub = {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}", "HF_HUB_CACHE": str(tmp_path)}
-        environment |= hub | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(Path(__file__).parent.parent)}
+        environment |= hub | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
         command = [sys.executable, "-c", code]
         result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.startswith("ResourceError cannot fetch config.json of gpt2")

@@ -2,17 +2,17 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from mingpt_lightning.device import NARROW, compile_pays, fast_dtype
+from tests.common import ROOT
 
-ROOT = Path(__file__).parent.parent
 FAULTS = """
 import resource, sys, torch
 from mingpt_lightning.device import keep_memory
+from tests.common import ROOT
 if "keep" in sys.argv:
     keep_memory()
 for _ in range(20):

@@ -18,8 +18,9 @@ from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.text import language_reference
 from mingpt_lightning.tokenizer import BPETokenizer, read_tokenizer
 from projects.adder.datamodule import AdderTokenizer
+from tests.common import ROOT
 
-GPT2 = Path(__file__).parents[2] / "shared/data/gpt2"
+GPT2 = ROOT.parent / "shared/data/gpt2"
 SHAKESPEARE = GPT2.parent / "tinyshakespeare.txt"
 needs_gpt2 = pytest.mark.skipif(not GPT2.is_dir(), reason="needs GPT-2's files")
 

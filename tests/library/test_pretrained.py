@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from mingpt_lightning import GPT, CharTokenizer, UserError
 from mingpt_lightning.errors import CheckpointError, ResourceError
 from mingpt_lightning.tokenizer import BPETokenizer, Tokenizer
+from tests.common import ROOT
 
 SIZES = {"vocab_size": 61, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
 SPECIAL = {"bos_token_id": None, "eos_token_id": None}  # by default outside of so small a vocabulary
@@ -604,7 +605,7 @@ print((peak() - before) / sum(weight.nbytes for weight in gpt.parameters()))
 def peak_memory(folder: Path) -> float:
     """The memory that reading a model takes at its peak, in multiples of the weights."""
     command = [sys.executable, "-c", MEASURE, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
 

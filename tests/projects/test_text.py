@@ -29,8 +29,8 @@ from projects.text import datamodule as text_module
 from projects.text.cache import Cache
 from projects.text.corpus import Corpus
 from projects.text.datamodule import TextDataModule
+from tests.common import ROOT
 
-ROOT = Path(__file__).parents[1]
 GPT2 = ROOT.parent / "shared/data/gpt2"
 TEXT = "The quick brown fox jumps over the lazy dog.\n" * 100
 
