@@ -7,11 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mingpt_lightning.bpe import BPETokenizer
     from mingpt_lightning.datamodule import SequenceDataModule
     from mingpt_lightning.errors import UserError
     from mingpt_lightning.gpt import GPT
     from mingpt_lightning.language_model import LanguageModel
-    from mingpt_lightning.bpe import BPETokenizer
     from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
 
 __all__ = ["GPT", "BPETokenizer", "CharTokenizer", "LanguageModel", "SequenceDataModule", "Tokenizer", "UserError"]

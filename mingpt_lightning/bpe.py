@@ -139,7 +139,9 @@ class BPETokenizer(Tokenizer):
             piece = b"".join(self.token_bytes[token] for token in ids)
             rows.append((repr(piece.decode()), piece.hex(" "), "·".join(tokens), " ".join(map(str, ids))))
         widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
-        padded = ([cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)] for row in rows)
+        padded = (
+            [cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)] for row in rows
+        )
         return "".join("  ".join(row).rstrip() + "\n" for row in padded)
 
 

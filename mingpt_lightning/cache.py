@@ -24,7 +24,7 @@ class KVCache:
         self.lengths = [0] * rows  # tokens in the cache
 
     def advance(self, T: int) -> Tensor:
-        """Reserve places for T more tokens in every row (1, where lengths differ); returns their positions, (B or 1, T)."""
+        """Reserve T more places in every row (1, where lengths differ); returns their positions, (B or 1, T)."""
         device, before = self.memory.device, self.lengths
         self.lengths = [length + T for length in before]
         self.used = max(self.lengths)
@@ -42,7 +42,7 @@ class KVCache:
         return positions[:, None]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store the (B, H, T, D) keys and values of new tokens; returns those of all tokens so far, and the mask of each row."""
+        """Store the (B, H, T, D) keys and values of new tokens; returns those of all tokens so far, and a mask."""
         keys, values = self.layers[layer]
         keys[self.places], values[self.places] = k, v
         return keys[:, :, : self.used], values[:, :, : self.used], self.mask

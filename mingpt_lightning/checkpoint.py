@@ -161,8 +161,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
     """Keeps three files in `dirpath`, and ends training cleanly on a stop signal (see `signals.py`).
 
     best.ckpt: the weights with the best `monitor` so far (`mode`: min or max), written after a validation.
-    last.ckpt: everything needed to resume exactly, written every `every_n_train_steps` optimizer steps and when training
-    ends or is stopped. previous.ckpt: what last.ckpt was before.
+    last.ckpt: everything needed to resume exactly, written every `every_n_train_steps` optimizer steps and when
+    training ends or is stopped. previous.ckpt: what last.ckpt was before.
 
     Raises an error before the first step where `dirpath` can't be written or has no room for them, and ResourceError
     when one can't be written later.

@@ -3,9 +3,9 @@
 Each row of a batch gets the tokens that it would get alone: prompts may have different lengths, and with a seed, the
 random numbers of a row are a function of the seed, its prompt, and how many earlier rows have the same prompt.
 
-The context. A GPT sees `block_size` tokens. A longer prompt is cropped to its last `block_size` tokens. When the context
-is full, its older half is dropped and the younger half is prefilled again as a new beginning: the work per token is
-bounded however long the text gets, and what a row sees is a function of its own tokens alone.
+The context. A GPT sees `block_size` tokens. A longer prompt is cropped to its last `block_size` tokens. When the
+context is full, its older half is dropped and the younger half is prefilled again as a new beginning: the work per
+token is bounded however long the text gets, and what a row sees is a function of its own tokens alone.
 
 This module knows of tokens only; `completion.py` makes text of them.
 """
@@ -29,12 +29,12 @@ from mingpt_lightning.gpt import GPT
 class Sampling(NamedTuple):
     """How the next token is sampled; the steps are applied in this order.
 
-    repetition_penalty: the logits of tokens that the row contains, prompt included, are divided by it where positive and
-    multiplied elsewhere (Keskar et al. 2019, "CTRL", section 4.1); 1 is off.
+    repetition_penalty: the logits of tokens that the row contains, prompt included, are divided by it where positive
+    and multiplied elsewhere (Keskar et al. 2019, "CTRL", section 4.1); 1 is off.
     temperature: the logits are divided by it; 0 takes the likeliest token (greedy decoding).
     top_k: keep the k likeliest tokens (all, if k is more).
-    top_p: of these, keep the likeliest until their total probability reaches p, the one that crosses it included (Holtzman
-    et al. 2019, "The Curious Case of Neural Text Degeneration").
+    top_p: of these, keep the likeliest until their total probability reaches p, the one that crosses it included
+    (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration").
     seed: makes sampling repeatable; None takes a seed from torch's global generator.
     """
 
@@ -110,11 +110,12 @@ def decode(
     """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
     repeats: for each row, how many rows before it have the same prompt, so that equal prompts get different samples;
-    None counts within this batch.
+    None counts within this batch. The GPT runs in evaluation mode, and is in its own mode while the caller has control.
     """
-    require_positive(max_new_tokens=max_new_tokens)
     sampling.validate()
     check_prompts(prompts, gpt.config["vocab_size"])
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise UserError(f"max_new_tokens={max_new_tokens} is not possible", "max_new_tokens", "Use 0 or more.")
     if not prompts:
         return
     rows = Rows(gpt, prompts, max_new_tokens, use_cache, track_seen=sampling.repetition_penalty != 1)

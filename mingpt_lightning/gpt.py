@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from mingpt_lightning.tokenizer import Tokenizer
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""A layer's `KVCache.extend`: takes the keys and values of new tokens, returns those of all tokens so far and a mask."""
+"""A layer's `KVCache.extend`: the keys and values of new tokens -> those of all tokens so far, and a mask."""
 
 
 class CausalSelfAttention(nn.Module):
@@ -117,9 +117,9 @@ class GPT(nn.Module):
     dropout: one rate for the three usual places, or a rate for each: after the embeddings, on the attention weights,
     and at the end of each residual branch.
     n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: before each layer
-    and at the end. bias: of all linear layers and LayerNorms. position: a learned embedding, or rotary. qk_norm: RMSNorm
-    of queries and keys. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output matrix
-    is the token embedding. logit_softcap: bounds the logits to plus and minus it.
+    and at the end. bias: of all linear layers and LayerNorms. position: a learned embedding, or rotary. qk_norm:
+    RMSNorm of queries and keys. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output
+    matrix is the token embedding. logit_softcap: bounds the logits to plus and minus it.
 
     Raises UserError (a ValueError) when a size is not positive, n_embd is not divisible by n_head, dropout is not in
     [0, 1), or a name is not known.

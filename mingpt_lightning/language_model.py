@@ -65,8 +65,8 @@ class LanguageModel(pl.LightningModule):
         self.validated_step = 0  # optimizer steps before the newest validation
         self.seconds_before = 0.0  # that earlier processes have spent on this run
         self.started = time.perf_counter()  # when this process began with it
-        self.train_loss: Tensor | None = None  # of the newest optimizer step, detached; reading it may wait for the GPU
-        self.grad_norm: Tensor | None = None  # of the same step, before clipping; None where it isn't computed
+        self.train_loss: Tensor | None = None  # of the newest step so far, detached; reading it may wait for the GPU
+        self.grad_norm: Tensor | None = None  # of the newest step, before clipping; None where it isn't computed
         self.accumulated_loss: Tensor | int = 0  # the sum over the batches since the last optimizer step
         self.accumulated_tokens: Tensor | int = 0  # the number of tokens that it sums over
         self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the running evaluation
@@ -91,21 +91,21 @@ class LanguageModel(pl.LightningModule):
         self.tokens_seen += inputs.numel() * self.trainer.world_size
         self.accumulated_loss = self.accumulated_loss + total.detach()
         self.accumulated_tokens = self.accumulated_tokens + tokens
+        self.train_loss = self.accumulated_loss / torch.as_tensor(self.accumulated_tokens).clamp(min=1)
+        if self.logs_this_step():
+            self.log("train/loss", self.train_loss, logger=False)  # for callbacks
         batches = self.trainer.accumulate_grad_batches
         if batches == 1:
             return total / tokens.clamp(min=1)  # a batch with nothing to learn has loss 0
         return total * batches  # Lightning divides by it; on_before_optimizer_step divides by the tokens
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        tokens = torch.as_tensor(self.accumulated_tokens).clamp(min=1)
         if self.trainer.accumulate_grad_batches > 1:
+            tokens = torch.as_tensor(self.accumulated_tokens).clamp(min=1)
             for weight in self.parameters():
                 if weight.grad is not None:
                     weight.grad /= tokens
-        self.train_loss = self.accumulated_loss / tokens
         self.accumulated_loss = self.accumulated_tokens = 0
-        if self.logs_this_step():
-            self.log("train/loss", self.train_loss, logger=False)  # for callbacks
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         super().optimizer_step(*arguments, **more)
@@ -260,9 +260,8 @@ class LanguageModel(pl.LightningModule):
 
     def metadata(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint of this system holds beside Lightning's entries; see `checkpoint.metadata`."""
-        counters = {"tokens_seen": self.tokens_seen, "validated_step": self.validated_step, "seed": self.seed}
+        counters = {name: getattr(self, name) for name in ("tokens_seen", "validated_step", "seed", "seconds")}
         fingerprint = datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None
-        counters["seconds"] = round(self.seconds, 2)
         return metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

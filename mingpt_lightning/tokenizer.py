@@ -1,8 +1,8 @@
 """Text to token ids and back. A tokenizer is a class with a `name` and plain `arguments`.
 
-So a checkpoint can hold one without pickling anything: `Tokenizer.from_state` finds the class by its name, in a registry
-of the classes that have been imported. Projects whose prompts have their own notation ("85+50") define their tokenizer
-beside their datamodule. Byte-level BPE is in `bpe.py`.
+So a checkpoint can hold one without pickling anything: `Tokenizer.from_state` finds the class by its name, in a
+registry of the classes that have been imported. Projects whose prompts have their own notation ("85+50") define their
+tokenizer beside their datamodule. Byte-level BPE is in `bpe.py`.
 """
 
 from abc import ABC, abstractmethod
@@ -66,7 +66,7 @@ class Tokenizer(ABC):
         """The text of some token ids."""
 
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they arrive, in pieces of whole characters; joined, the pieces equal `decode` of them all."""
+        """Decode tokens as they arrive, in pieces of whole characters; joined, they equal `decode` of them all."""
         yield self.decode(list(tokens))
 
     def hugging_face(self) -> "Backend | None":

@@ -99,7 +99,7 @@ class Trial:
 
 
 def disk(trial: Trial) -> Finding:
-    """Whether the disk has space for what Checkpoint keeps: three files with two moments each, two with weights only."""
+    """Whether the disk has space for Checkpoint's files: three with two moments each, two with weights only."""
     need = 11 * trial.weights * bool(trial.cfg.callbacks.get("checkpoint"))
     check_writable(trial.place, need, "run_dir")  # raises an error that says what is off
     return Finding(True, f"{decimal(need)} for checkpoints, {decimal(shutil.disk_usage(trial.place).free)} free")
@@ -112,7 +112,9 @@ def memory(trial: Trial) -> Finding:
     activations = tokens * kept * trial.sizes["n_layer"] * trial.sizes["n_embd"]
     activations += 20 * vocabulary * min(tokens, chunk_rows(trial.device, vocabulary))
     need = 3 * trial.weights + activations
-    text = f"about {decimal(need)} beside {decimal(trial.weights)} of weights, {decimal(activations)} of it activations; "
+    text = (
+        f"about {decimal(need)} beside {decimal(trial.weights)} of weights, {decimal(activations)} of it activations; "
+    )
     if trial.device.type == "cuda":
         free = torch.cuda.mem_get_info(trial.device)[0]
     elif system.exists():
@@ -183,7 +185,9 @@ def resume(trial: Trial) -> Finding:
     size = round(size * trial.gpt.n_parameters / len(whole))
     text = f"2 + 2 steps {f'differ by {apart:.1g} of their way from' if apart else 'equal'} 4 at once; "
     text += f"a save is {decimal(size)}, {span(size / per_second)} at {decimal(round(per_second))}/s"
-    return Finding(apart <= (0 if trial.device.type == "cpu" else 0.1), text, "See what has state beside the checkpoint.")
+    return Finding(
+        apart <= (0 if trial.device.type == "cpu" else 0.1), text, "See what has state beside the checkpoint."
+    )
 
 
 def one_batch(trial: Trial) -> Finding:
@@ -208,7 +212,10 @@ def speed(trial: Trial) -> Finding:
         if rows < B and times[-1] < TIMED / 2:  # time is left for more of the batch
             rows, times = min(B, 2 * rows), []
     sequences = B * trial.trainer.accumulate_grad_batches
-    seconds, tokens = sequences / rows * torch.tensor(times[1:]).median().item(), sequences * T * trial.trainer.world_size
+    seconds, tokens = (
+        sequences / rows * torch.tensor(times[1:]).median().item(),
+        sequences * T * trial.trainer.world_size,
+    )
     text = f"about {span(seconds * trial.steps)} for {trial.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"
     text += f"{tokens / seconds:,.0f} tokens/s, {trial.flops * tokens / seconds / 1e9:,.1f} GFLOP/s"
     return Finding(True, text + f", by {rows} of {B} sequences" * (rows < B))

@@ -110,24 +110,25 @@ def check_config(cfg: DictConfig) -> None:
             known = set(map(str, default)) - {"hydra"}
             raise UserError(f"unknown key '{key}'", "command line", nearest(str(key), known))
         for override in values:
-            key, given = override.key_or_group, override.value()
+            name, given = override.key_or_group, override.value()
             if isinstance(given, float) and not math.isfinite(given):
-                raise UserError(f"{key}={given} is not a finite number", key, "Give another one.")
+                raise UserError(f"{name}={given} is not a finite number", name, "Give another one.")
             if not override.is_delete():
-                check_type(key, OmegaConf.select(cfg, key), OmegaConf.select(default, key))
+                check_type(name, OmegaConf.select(cfg, name), OmegaConf.select(default, name))
     if isinstance(cfg.model, DictConfig) and {"n_layer", "n_head", "n_embd"} <= set(cfg.model):
         check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, cfg.model.get("dropout", 0.0))
-    for key, rule in RULES.items():
-        section, _, name = key.rpartition(".")
+    for place, rule in RULES.items():
+        section, _, name = place.rpartition(".")
         parent = OmegaConf.select(cfg, section) if section else cfg
         if isinstance(parent, DictConfig) and name in parent:
-            check_rule(key, parent[name], rule)
+            check_rule(place, parent[name], rule)
     if OmegaConf.select(cfg, "trainer.max_steps") == 0:
         raise UserError("trainer.max_steps=0 trains nothing", "trainer.max_steps", "Use 1 or more, or -1 for no limit.")
     if isinstance(cfg.scheduler, DictConfig) and str(cfg.scheduler.get("_target_")).startswith("mingpt_lightning."):
-        for name, share in cfg.scheduler.items():
+        for argument, share in cfg.scheduler.items():
             if isinstance(share, int | float) and not isinstance(share, bool) and not 0 <= share <= 1:
-                raise UserError(f"scheduler.{name!s}={share} is not a share", f"scheduler.{name!s}", "Use 0 to 1.")
+                place = f"scheduler.{argument!s}"
+                raise UserError(f"{place}={share} is not a share", place, "Use 0 to 1.")
 
 
 def check_rule(key: str, value: Any, rule: Rule) -> None:
@@ -165,7 +166,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if isinstance(error, OSError) and error.filename:
         return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
-        known = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra")]  # type: ignore[attr-defined]
+        known = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra")]
         return UserError(f"unknown key '{cause.full_key}'", "command line", nearest(str(cause.key), known))
     for override in parsed(overrides):
         group, value = override.key_or_group, override.value()

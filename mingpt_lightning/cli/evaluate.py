@@ -30,4 +30,3 @@ def run(cfg: DictConfig, started: float) -> float | None:
         write_summary(run, result, file)
         console.print(f"written     {file}", markup=False)
     return metrics.get(f"{split}/loss")
-

@@ -8,6 +8,7 @@ from mingpt_lightning import __version__
 from mingpt_lightning.cli.config import CONFIG_DIR, program
 
 WIDTH = 100
+GLUE = "\xa0"  # a space at which no line is broken
 PAGE = """\
 usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...] [-m] [--cfg job | --help | --version]
 
@@ -48,9 +49,9 @@ ORDER = ("task", "datamodule", "model", "optimizer", "scheduler", "trainer", "ca
 
 def page(arguments: Sequence[str]) -> str:
     """The answer to --help: the keys of the choices that the command line names, or an overview."""
-    choices = [argument.split("=", 1) for argument in arguments if re.fullmatch(r"[a-z]+=[\w-]+", argument)]
-    choices = [(group, choice) for group, choice in choices if (CONFIG_DIR / group / f"{choice}.yaml").is_file()]
-    pages = [text for group, choice in choices if (text := choice_page(group, choice))]
+    choices = [argument.partition("=") for argument in arguments if re.fullmatch(r"[a-z]+=[\w-]+", argument)]
+    known = [(group, choice) for group, _, choice in choices if (CONFIG_DIR / group / f"{choice}.yaml").is_file()]
+    pages = [text for group, choice in known if (text := choice_page(group, choice))]
     if pages:
         return "\n".join(pages)
     groups = [group for group in ORDER if (CONFIG_DIR / group).is_dir()]
@@ -70,10 +71,14 @@ def group_line(group: str) -> str:
         text = file.read_text(encoding="utf-8")
         sizes = [re.search(rf"^{name}: (\d+)", text, re.MULTILINE) for name in ("n_layer", "n_embd")]
         parameters = re.search(r"([\d,.]+ [MB]) parameters", text) if group == "model" else None
-        size = "x".join(found[1] for found in sizes if found) or (parameters[1].replace(" ", "\xa0") if parameters else "")
+        size = "x".join(found[1] for found in sizes if found) or (
+            parameters[1].replace(" ", "\xa0") if parameters else ""
+        )
         options.append(f"{file.stem}\xa0({size})" if size else file.stem)
     lines = textwrap.wrap(", ".join(options), WIDTH - 14, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(f"  {group if number == 0 else '':<12}{line}" for number, line in enumerate(lines)).replace("\xa0", " ")
+    return "\n".join(f"  {group if number == 0 else '':<12}{line}" for number, line in enumerate(lines)).replace(
+        "\xa0", " "
+    )
 
 
 def choice_page(group: str, choice: str) -> str:

@@ -31,7 +31,9 @@ def describe(run: Run, compiled: bool) -> None:
     data, gpt, trainer = run.datamodule, run.system.gpt, run.trainer
     sizes = ", ".join(f"{len(data.dataset(split)):,} {split}" for split in ("train", "val", "test"))
     choice = HydraConfig.get().runtime.choices.get("datamodule")
-    console.print(f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}")
+    console.print(
+        f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}"
+    )
     config = gpt.config
     shape = " ".join(f"{name}={config[name]}" for name in ("n_layer", "n_head", "n_embd"))
     console.print(f"model       GPT of {gpt.n_parameters:,} parameters, {shape}")

@@ -16,11 +16,11 @@ from mingpt_lightning.errors import UserError
 from mingpt_lightning.shuffle import shuffle_digits, to_digits
 from mingpt_lightning.tokenizer import Tokenizer
 
-SPLIT_KEY = 1337  # decides which problems are for training, validation and test; never changes
+SPLIT_KEY = 1337  # of the permutation that splits the problems; never changes
 
 
 class AdderTokenizer(Tokenizer):
-    """Sums as people write them.
+    """Sums in the usual notation.
 
     >>> AdderTokenizer(ndigit=2).encode("6+39")
     [0, 6, 3, 9]
@@ -88,7 +88,7 @@ class AdderDataModule(SequenceDataModule):
     def __init__(self, ndigit: int = 2, batch_size: int = 64, seed: int = 0):
         super().__init__(batch_size, seed)
         if not 1 <= ndigit <= 18:
-            raise UserError(f"ndigit={ndigit} is not possible", "datamodule.ndigit", "Use 1 to 18.")
+            raise UserError(f"ndigit={ndigit} is not possible", "ndigit", "Use 1 to 18.")
         self.ndigit = ndigit
         self.tokenizer = AdderTokenizer(ndigit)
         self.block_size = 3 * ndigit  # the last digit of the sum is never an input

@@ -1,12 +1,11 @@
-"""Characters of any text, after minGPT's chargpt project.
+"""Character-level text, after minGPT's chargpt project.
 
-The text is held as one array of token ids, one byte each for up to 256 different characters. Training draws windows
+The text is one array of token ids in memory, one byte each for up to 256 different characters. Training draws windows
 without replacement; validation and test read their part of the text once, in windows that don't overlap.
 """
 
 import hashlib
 import http.client
-import os
 import urllib.request
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ import numpy as np
 
 from mingpt_lightning.datamodule import SequenceDataModule, Split, WindowDataset, check_split, split_bounds
 from mingpt_lightning.errors import ResourceError, UserError, require_positive
+from mingpt_lightning.files import atomic_write, write_error
 from mingpt_lightning.text import characters_of, code_points, language_reference, read_text, user_cache
 from mingpt_lightning.tokenizer import CharTokenizer
 
@@ -25,7 +25,7 @@ class CharDataModule(SequenceDataModule):
 
     path: the text file; without it, `url` (fetched once, checked against `sha256`, kept in the user's cache folder);
     without both, the Python language reference that ships with every Python.
-    split: the shares of the text for training, validation and test, in this order.
+    split: the fractions of the text for training, validation and test, in this order.
     characters: the vocabulary; None takes all characters of the text. on_unknown: see `CharTokenizer`.
 
     Raises UserError for a text that is missing, empty, not UTF-8, too short, or has characters outside of a given
@@ -55,9 +55,9 @@ class CharDataModule(SequenceDataModule):
         self.tokenizer = CharTokenizer(characters, on_unknown)
         if self.tokenizer.vocab_size < 2:
             what = f"the vocabulary of {name} is {self.tokenizer.arguments['characters']!r}"
-            raise UserError(what, "datamodule", "Give at least two different characters; there is nothing to learn.")
+            raise UserError(what, "path", "Give at least two different characters; there is nothing to learn.")
         if not characters.strip():
-            raise UserError(f"there is no text in {name}, only white space", "datamodule.path", "Give another file.")
+            raise UserError(f"there is no text in {name}, only white space", "path", "Give another file.")
         self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
         self.block_size = block_size
         self.bounds = split_bounds(len(self.tokens), split, block_size, name, "characters")
@@ -73,31 +73,29 @@ class CharDataModule(SequenceDataModule):
 
 
 def read(file: Path | None) -> Iterator[str]:
-    """The text of a UTF-8 file, piece by piece; of the Python language reference when there is no file."""
+    """The text of a UTF-8 file in chunks; of the Python language reference when there is no file."""
     return iter(["\n".join(language_reference())]) if file is None else read_text(file)
 
 
 def fetch(url: str, sha256: str | None) -> Path:
     """A file from the web, downloaded once into the user's cache folder.
 
-    Raises ResourceError when it can't be had, naming the way out, and UserError when it isn't the file of that hash.
+    Raises ResourceError when it can't be downloaded or stored, and UserError when it hasn't got that hash.
     """
     cache = user_cache()
     file = cache / f"{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:12]}-{url.rsplit('/', 1)[-1]}"
     if not file.exists():
-        offline = "Download it by hand and give datamodule.path=FILE."
+        offline = "Download it by hand and give path=FILE."
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 data = response.read()
         except (OSError, http.client.HTTPException, ValueError) as error:  # no answer, half of one, or no URL
-            raise ResourceError(f"cannot fetch {url}: {error}", "datamodule.url", offline) from error
+            raise ResourceError(f"cannot fetch {url}: {error}", "url", offline) from error
         if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-            raise UserError(f"{url} is not the expected file: its SHA-256 differs", "datamodule.sha256", offline)
+            raise UserError(f"{url} is not the expected file: its SHA-256 differs", "sha256", offline)
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(f".{os.getpid()}.part")
-            part.write_bytes(data)
-            part.replace(file)
+            with atomic_write(file, shared=True) as part:
+                part.write_bytes(data)
         except OSError as error:
-            raise ResourceError(f"cannot write {file}: {error.strerror}", "XDG_CACHE_HOME", offline) from error
+            raise write_error(file, error, "XDG_CACHE_HOME", offline) from error
     return file

@@ -15,12 +15,12 @@ from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.shuffle import mix, shuffle_digits, to_digits
 from mingpt_lightning.tokenizer import Tokenizer
 
-SPLIT_KEY = 1337  # decides which sequences are for training, validation and test; never changes
+SPLIT_KEY = 1337  # of the permutation that splits the sequences; never changes
 DRAWS = 4  # an input with many repeats is the one with the fewest different digits of so many draws
 
 
 class SortTokenizer(Tokenizer):
-    """Digit sequences as people write them, with or without spaces; digits above 9 need spaces.
+    """Digit sequences, with or without spaces between the digits; digits above 9 need spaces.
 
     >>> SortTokenizer(length=6, num_digits=3).encode("002101")
     [0, 0, 2, 1, 0, 1]
@@ -115,7 +115,7 @@ class SortDataModule(SequenceDataModule):
         require_positive(length=length, num_digits=num_digits)
         if num_digits**length < 10:
             what = f"there are only {num_digits**length} sequences of length={length} with num_digits={num_digits}"
-            raise UserError(what, "datamodule", "Use at least 10, so that each split gets one.")
+            raise UserError(what, "num_digits", "Use at least 10, so that each split gets one.")
         self.length = length
         self.num_digits = num_digits
         self.tokenizer = SortTokenizer(length, num_digits)

@@ -1,13 +1,12 @@
-"""A folder of what took long to make: each entry is there as a whole, or not at all.
+"""A cache of folders whose content took long to compute: each entry is complete, or absent.
 
-An entry is a folder named by a key, which is a hash of all that its content depends on; so nothing in it gets stale.
-It's made beside its place and renamed into it, so that a process that is killed leaves a half-made one nowhere but in
-a `.part` folder, and of two processes that make the same one, either may win.
+An entry is a folder named by a hash of everything that its content depends on, so it never gets stale. It is filled
+beside its place and renamed into it: a process that is killed leaves an incomplete one only as a `.part` folder, and of
+two processes that create the same one, either may win.
 """
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import uuid
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mingpt_lightning.errors import ResourceError, UserError
+from mingpt_lightning.files import atomic_write, sync, write_error
 
 META = "meta.json"
 DAY = 86400.0
@@ -27,14 +27,14 @@ SETTLED = 2.0
 class Cache:
     """Entries, and the hashes of files that were read before. Raises ResourceError when it can't be written.
 
-    folder: where they are; it's made when it's needed.
+    folder: where they are; it is created when it is needed.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
 
     def entry(self, key: str, make: Callable[[Path], None]) -> Path:
-        """The folder of a key; where there is none, or a damaged one, `make` is called to fill an empty folder."""
+        """The folder of a key; where there is none, or an incomplete one, `make` is called to fill an empty folder."""
         entry = self.folder / key
         if is_complete(entry):
             return entry
@@ -58,7 +58,7 @@ class Cache:
         return entry
 
     def sha256(self, file: Path) -> str:
-        """The SHA-256 of a file's content, read once for as long as nothing touches the file."""
+        """The SHA-256 of a file's content; the file is read again only when it has changed."""
         memory = self.folder / "files" / f"{digest(str(file.absolute()))}.json"
         stamp = time_stamp(file)
         with suppress(OSError, ValueError, TypeError, KeyError):
@@ -71,23 +71,20 @@ class Cache:
         except OSError as error:
             raise unreadable(file, error) from error
         if time_stamp(file) != stamp:
-            raise UserError(f"{file} changed while it was read", "datamodule.path", "Try again.")
+            raise UserError(f"{file} changed while it was read", "path", "Try again.")
         if time.time() - max(stamp[1:3]) / 1e9 >= SETTLED:
-            with suppress(OSError):  # then it's read again next time
-                memory.parent.mkdir(parents=True, exist_ok=True)
-                part = memory.with_suffix(f".{uuid.uuid4().hex}")
+            with suppress(OSError), atomic_write(memory, shared=True) as part:  # else it's read again next time
                 part.write_text(json.dumps({"stamp": stamp, "sha256": content}))
-                part.replace(memory)
         return content
 
 
 def digest(*values: Any) -> str:
-    """A name for some plain values: the same name for equal ones only."""
+    """A hash of plain values, as a name."""
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 def time_stamp(file: Path) -> list[int]:
-    """What changes when a file does: size, times of change in nanoseconds, and number."""
+    """What changes when a file does: size, modification and change time in nanoseconds, inode."""
     try:
         stat = file.stat()
     except OSError as error:
@@ -105,7 +102,7 @@ def is_complete(entry: Path) -> bool:
 
 
 def put(part: Path, entry: Path) -> None:
-    """Give a finished entry its place, unless another process was quicker."""
+    """Rename a finished entry into its place, unless another process was quicker."""
     try:
         part.rename(entry)
     except OSError:
@@ -116,23 +113,13 @@ def put(part: Path, entry: Path) -> None:
             shutil.rmtree(damaged, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    if os.name == "posix" or path.is_file():
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def unreadable(file: Path, error: OSError) -> UserError:
     """The error for a file of the corpus that can't be read, or not any more."""
-    fix = "Check that it is there, and its rights."
-    return UserError(f"{file} cannot be read: {error.strerror}", "datamodule.path", fix)
+    fix = "Check that it exists, and its permissions."
+    return UserError(f"{file} cannot be read: {error.strerror}", "path", fix)
 
 
 def unwritable(folder: Path, error: OSError) -> ResourceError:
-    """The error for a cache that takes no files."""
-    fix = "Give XDG_CACHE_HOME, or datamodule.cache_dir, a folder with room in it."
-    return ResourceError(f"cannot write {folder}: {error.strerror or error}", "XDG_CACHE_HOME", fix)
+    """The error for a cache that can't be written."""
+    fix = "Set XDG_CACHE_HOME, or cache_dir, to a folder with space in it."
+    return write_error(folder, error, "cache_dir", fix)

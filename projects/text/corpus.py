@@ -1,4 +1,4 @@
-"""Documents: from files to pieces of text, without ever holding more than a piece of them."""
+"""Documents: from files to pieces of text, one piece in memory at a time."""
 
 import glob
 import json
@@ -6,16 +6,16 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.errors import UserError
 from mingpt_lightning.text import language_reference, read_text, unicode
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.text.cache import Cache, digest, time_stamp
 
 PIECE = 2**16
 """Characters after which a document is cut at the next place where its tokens can't change."""
 
 LONGEST = 2**20
-"""Characters after which it's cut anywhere, so that no text needs much memory; that may cost a token."""
+"""Characters after which it's cut anywhere, to bound the memory; that may cost a token."""
 
 PLACE = re.compile(r"(?<=[^\W_])(?=[ \n]\w)")
 """Between a letter or digit and one space before a word: no known pre-tokeniser joins these two."""
@@ -35,7 +35,7 @@ class Corpus:
         self.text_field = text_field
         given = [paths] if isinstance(paths, str) else paths or []
         if paths is not None and not given:
-            raise UserError(f"path={paths} names no file", "datamodule.path", "Give a path, or null.")
+            raise UserError(f"path={paths} names no file", "path", "Give a path, or null.")
         self.files = list(dict.fromkeys(file for path in given for file in matches(path)))
         self.name = (
             str(given[0]) if len(given) == 1 else f"{len(self.files)} files" if given else "the language reference"
@@ -61,7 +61,7 @@ class Corpus:
                 yield from ([text] for text in rows if text)
         for file, stamp in self.stamps.items():
             if time_stamp(file) != stamp:
-                raise UserError(f"{file} changed while it was read", "datamodule.path", "Try again.")
+                raise UserError(f"{file} changed while it was read", "path", "Try again.")
 
     def pieces(self, tokenizer: BPETokenizer | None = None) -> Iterator[tuple[str, bool]]:
         """All text, and which pieces end a document.
@@ -92,13 +92,13 @@ def matches(path: str) -> list[Path]:
         return [Path(path)]
     if Path(path).is_dir():
         fix = f"Give its files, such as {Path(path) / '**' / '*.txt'}."
-        raise UserError(f"{Path(path).absolute()} is a folder", "datamodule.path", fix)
+        raise UserError(f"{Path(path).absolute()} is a folder", "path", fix)
     if not glob.has_magic(path):
-        raise UserError(f"{Path(path).absolute()} does not exist", "datamodule.path", "Give the path of a text file.")
+        raise UserError(f"{Path(path).absolute()} does not exist", "path", "Give the path of a text file.")
     files = [Path(found) for found in sorted(glob.glob(path, recursive=True))]
     files = [file for file in files if file.is_file() and file.stat().st_size]
     if not files:
-        raise UserError(f"no file with text matches {path}", "datamodule.path", "Check it with ls.")
+        raise UserError(f"no file with text matches {path}", "path", "Check it with ls.")
     return files
 
 
@@ -110,7 +110,7 @@ def kind(file: Path) -> str:
 
 def jsonl_rows(file: Path, field: str) -> Iterator[str]:
     """The texts of a file with a JSON object per line. Raises UserError, naming the line."""
-    fix = f'Write {{"{field}": "..."}} a line, or set datamodule.text_field.'
+    fix = f'Write {{"{field}": "..."}} a line, or set text_field.'
     for number, line in enumerate(lines(read_text(file)), 1):
         where = f"{file}:{number}"
         if not line.strip():
@@ -144,18 +144,18 @@ def parquet_rows(file: Path, field: str) -> Iterator[str]:
         from pyarrow import parquet
     except ImportError as error:
         fix = 'Run pip install "mingpt-lightning[parquet]".'
-        raise UserError(f"{file} needs pyarrow to be read", "datamodule.path", fix) from error
+        raise UserError(f"{file} needs pyarrow to be read", "path", fix) from error
     try:
         with parquet.ParquetFile(file) as table:
             names = table.schema_arrow.names
             if field not in names or str(table.schema_arrow.field(field).type) not in ("string", "large_string"):
-                fix = f"Set datamodule.text_field; its columns are {', '.join(names[:20])}."
-                raise UserError(f"{file} has no text under {field!r}", "datamodule.text_field", fix)
+                fix = f"Set text_field; its columns are {', '.join(names[:20])}."
+                raise UserError(f"{file} has no text under {field!r}", "text_field", fix)
             for batch in table.iter_batches(batch_size=256, columns=[field]):
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read: {message}", "datamodule.path", "Write it again.") from error
+        raise UserError(f"{file} cannot be read: {message}", "path", "Write it again.") from error
 
 
 def splits_words(tokenizer: BPETokenizer) -> bool:

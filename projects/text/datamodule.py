@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.datamodule import (
     BatchLoader,
     SequenceDataModule,
@@ -25,7 +26,6 @@ from mingpt_lightning.datamodule import (
 )
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.text import user_cache
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.text.cache import Cache, digest
 from projects.text.corpus import Corpus
 
@@ -33,7 +33,7 @@ VERSION = 1
 """Of the files in the cache; another one when the same text would give other files."""
 
 BATCH = 2**21  # characters that are tokenised at a time
-TRAINED_ON = 2**28  # characters that a new vocabulary is learnt from, at most
+TRAINED_ON = 2**28  # the most characters that a new vocabulary is trained on
 LARGE = 2**28  # bytes of tokens that may not stay in memory, so that they are read in small pieces
 
 
@@ -43,7 +43,7 @@ class TextDataModule(SequenceDataModule):
     path, text_field: which documents; see `Corpus`.
     tokenizer: a hub id, a folder, a tokenizer.json or the content of one, at `revision` on the hub; None trains one
     of `vocab_size` tokens on the text.
-    split: the shares of the tokens for training, validation and test, in this order. shuffle: False trains on
+    split: the fractions of the tokens for training, validation and test, in this order. shuffle: False trains on
     windows that don't overlap, in the order of the text. cache_dir: None is the user's cache folder.
 
     Raises UserError for a text that is missing, empty, not UTF-8 or too short, ResourceError for an unwritable cache.
@@ -70,7 +70,7 @@ class TextDataModule(SequenceDataModule):
         require_positive(block_size=block_size)
         check_split(split)
         if revision is not None and tokenizer is None:
-            raise UserError(f"revision={revision} of no tokenizer", "datamodule.revision", "Give a tokenizer.")
+            raise UserError(f"revision={revision} of no tokenizer", "revision", "Give a tokenizer.")
         cache = Cache(user_cache() / "tokens" if cache_dir is None else Path(cache_dir).expanduser())
         corpus = Corpus(path, text_field)
         identity = corpus.identity(cache)
@@ -100,7 +100,7 @@ class TextDataModule(SequenceDataModule):
 
 
 def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
-    """The tokens of a file, read from it where and when they are wanted."""
+    """The tokens of a memory-mapped file."""
     with file.open("rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     if len(mapped) > LARGE and hasattr(mapped, "madvise"):
@@ -109,7 +109,7 @@ def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def token_type(tokenizer: BPETokenizer) -> np.dtype:
-    """How a token is written: in two bytes where they suffice."""
+    """The integer type of the tokens on disk: two bytes where they suffice."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
 
@@ -129,7 +129,7 @@ def write_tokens(corpus: Corpus, tokenizer: BPETokenizer, folder: Path) -> None:
             for tokens, (_, ends) in zip(tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True):
                 file.write(tokens.astype(dtype).tobytes() + end * ends)
         if not file.tell():
-            raise UserError(f"{corpus.name} is empty", "datamodule.path", "There is no text in it.")
+            raise UserError(f"{corpus.name} is empty", "path", "There is no text in it.")
 
 
 def first(pieces: Iterator[tuple[str, bool]], characters: int) -> Iterator[str]:
