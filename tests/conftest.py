@@ -1,22 +1,50 @@
-"""What the tests share: small GPTs, a quiet Trainer, the command line, and the one profile of all property tests."""
+"""What the tests share: small GPTs, a quiet Trainer, the command line, and the same surroundings for every test."""
 
+import io
+import os
+import random
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
+from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning import GPT
-from tests.common import ROOT
+from mingpt_lightning import GPT, BPETokenizer
+from mingpt_lightning.text import language_reference
+from tests.common import ROOT, Cli, MakeGPT, MakeTrainer
 
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-torch.set_num_threads(1)  # quickest for models of this size, and two runs of one seed are equal to the last bit
+OF_THE_USER = (
+    *("SLURM_", "OMP_", "GOMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_"),  # schedulers, threads, memory
+    *("PL_", "HYDRA_", "HF_", "TRANSFORMERS_", "TORCH", "TIKTOKEN_", "MASTER_", "LOCAL_", "GROUP_"),  # libraries
+    *("RANK", "WORLD_SIZE", "NODE_RANK", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_", "PYTHONWARNINGS"),
+)
+"""How names of environment variables begin that change what a training does or what it prints."""
+
+
+def pytest_configure() -> None:
+    """Give this process, and so those that it starts, the same surroundings however pytest was started.
+
+    The shell ignores SIGINT for what a script runs in the background and `nohup` ignores SIGHUP; children inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
+    for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
+        del os.environ[name]
+    os.environ["OMP_NUM_THREADS"] = "1"  # quickest for models of this size
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,8 +55,21 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def same_start() -> Iterator[None]:
+    """No test sees which others ran before it: seeds, threads and environment variables are the same for each."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # so that two runs of one seed are equal to the last bit
+    environment = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(environment)
+
+
 @pytest.fixture(scope="session")
-def make_gpt() -> Callable[..., GPT]:
+def make_gpt() -> MakeGPT:
     """Makes a small GPT, the same one for the same arguments.
 
     `scale` multiplies the initial weights: at 1 all logits are nearly equal, and no test could tell right from wrong.
@@ -47,8 +88,14 @@ def make_gpt() -> Callable[..., GPT]:
     return make
 
 
+@pytest.fixture(scope="session")
+def bpe() -> BPETokenizer:
+    """A small vocabulary of byte-level BPE."""
+    return BPETokenizer.train(language_reference(), 600)
+
+
 @pytest.fixture
-def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
+def make_trainer(tmp_path: Path) -> MakeTrainer:
     """Makes a Trainer that writes and prints nothing."""
 
     def make(**arguments: Any) -> pl.Trainer:
@@ -68,11 +115,10 @@ def make_trainer(tmp_path: Path) -> Callable[..., pl.Trainer]:
 
 
 @pytest.fixture
-def cli(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
     """Runs the command line in an empty folder, in this process; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody is at the keyboard
 
     def run(*arguments: str) -> tuple[int, str, str]:
         from mingpt_lightning.cli import main
@@ -87,3 +133,20 @@ def cli(
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Iterator[Callable[..., DictConfig]]:
+    """Composes the config of some overrides as the command line would."""
+    with initialize_config_dir(str(ROOT / "configs"), version_base="1.3"):
+
+        def run(*overrides: str) -> DictConfig:
+            cfg = compose("config", list(overrides), return_hydra_config=True)
+            OmegaConf.set_readonly(cfg, False)
+            OmegaConf.set_struct(cfg, False)
+            cfg.hydra.runtime.output_dir = str(tmp_path)
+            HydraConfig.instance().set_config(cfg)
+            return cfg
+
+        yield run
+    HydraConfig.instance().cfg = None

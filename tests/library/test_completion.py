@@ -1,6 +1,5 @@
 """Text from a GPT: whole or in pieces, with stop strings and end-of-text, whatever the batch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,8 +10,7 @@ from hypothesis import strategies as st
 from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, UserError
 from mingpt_lightning.completion import complete, stream
 from projects.adder.datamodule import AdderTokenizer
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 CHARACTERS = CharTokenizer("\n abcdefgh")
 TEXT = "Grüße! 你好 🤗 naïve café, the the the end.\n" * 20

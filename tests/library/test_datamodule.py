@@ -3,12 +3,11 @@
 import hashlib
 import os
 import pickle
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Iterable
 from itertools import chain
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,11 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mingpt_lightning import CharTokenizer, SequenceDataModule, UserError
-from mingpt_lightning.datamodule import Batch, BatchLoader, Split
+from mingpt_lightning.datamodule import IGNORE, Batch, BatchLoader, Split, WindowDataset
 from projects.adder.datamodule import AdderDataModule
 from projects.chargpt.datamodule import CharDataModule
 from projects.sort.datamodule import SortDataModule
-from tests.common import ROOT
+from tests.common import python
 
 
 class Numbers:
@@ -179,7 +178,58 @@ def digests() -> list[str]:
 
 def test_batches_are_the_same_in_a_fresh_process() -> None:
     code = "from tests.library.test_datamodule import digests; print(*digests())"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "12345"}
-    fresh = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    fresh = python(code, env={**os.environ, "PYTHONHASHSEED": "12345"})
     assert fresh.stdout.split() == digests()
     assert len(set(digests())) == 9
+
+
+def test_processes_share_each_batch_whatever_their_number():
+    data = WindowDataset(torch.arange(1000).numpy(), block_size=4, stride=1)
+    one = BatchLoader(data, 12, shuffle_seed=5)
+    for ranks in (2, 3, 4):
+        several = [BatchLoader(data, 12 // ranks, shuffle_seed=5, rank=rank, ranks=ranks) for rank in range(ranks)]
+        assert {len(loader) for loader in several} == {len(one)}
+        for step in (0, 7, 200):
+            parts = torch.cat([loader.batches(step)[0] for loader in several])
+            assert torch.equal(parts, one.batches(step)[0])
+        for loader in several:
+            loader.load_state_dict({"sequences": 12 * 30})
+        rest = [next(iter(loader))[0] for loader in several]
+        assert torch.equal(torch.cat(rest), one.batches(30)[0])
+    with pytest.raises(UserError, match="360 sequences, no whole number of batches of 50"):
+        BatchLoader(data, 25, shuffle_seed=5, ranks=2).load_state_dict({"sequences": 360})
+
+
+def test_every_process_reads_as_many_batches_in_order():
+    data = WindowDataset(torch.arange(100).numpy(), block_size=4, stride=4)  # 25 windows
+    several = [list(BatchLoader(data, 5, rank=rank, ranks=2)) for rank in range(2)]
+    assert [len(batches) for batches in several] == [3, 3]
+    read = torch.cat([inputs for batches in several for inputs, _ in batches])
+    assert sorted(read[:, 0].tolist()) == [*range(0, 96, 4), 95]
+    loader = BatchLoader(data, 5)
+    loader.load_state_dict({"sequences": 15})
+    assert len(list(loader)) == 2, "the rest of an epoch"
+    assert len(list(loader)) == 5, "and then whole ones"
+
+
+# Windows
+
+
+@given(length=st.integers(2, 200), block_size=st.integers(1, 20))
+def test_evaluation_scores_every_token_once(length: int, block_size: int) -> None:
+    length = max(length, block_size + 1)
+    dataset = WindowDataset(np.arange(length), block_size, stride=block_size)
+    inputs, targets = dataset[torch.arange(len(dataset))]
+    assert inputs.shape == targets.shape == (len(dataset), block_size)
+    assert targets[targets != IGNORE].tolist() == list(range(1, length))  # nothing comes before the first one
+    assert torch.equal(inputs[targets != IGNORE] + 1, targets[targets != IGNORE])
+
+
+@given(length=st.integers(2, 200), block_size=st.integers(1, 20))
+def test_training_has_every_window(length: int, block_size: int) -> None:
+    length = max(length, block_size + 1)
+    dataset = WindowDataset(np.arange(length), block_size, stride=1)
+    inputs, targets = dataset[torch.arange(len(dataset))]
+    assert inputs[:, 0].tolist() == list(range(length - block_size))
+    assert torch.equal(targets, inputs + 1)
+    assert torch.equal(inputs, inputs[:, :1] + torch.arange(block_size))

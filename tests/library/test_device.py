@@ -1,13 +1,12 @@
 """What suits the machine."""
 
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from mingpt_lightning.device import NARROW, compile_pays, fast_dtype
-from tests.common import ROOT
+from tests.common import python
 
 FAULTS = """
 import resource, sys, torch
@@ -26,9 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(*arguments: str, **environment: str) -> int:
     """How often the system had to hand out memory for tensors that come and go."""
-    command = [sys.executable, "-c", FAULTS, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
-    return int(result.stdout)
+    return int(python(FAULTS, *arguments, env=environment).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")

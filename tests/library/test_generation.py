@@ -1,7 +1,6 @@
 """Generation: what is chosen, with and without the cache, alone and in a batch, and past the end of the block."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,7 @@ from torch import Tensor
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.generation import Sampling, choose
 from mingpt_lightning.pretrained import their_name, turned
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 V, T = 11, 8  # the sizes of `make_gpt`
 PROMPTS = torch.tensor([[1, 2, 3], [4, 5, 6]])

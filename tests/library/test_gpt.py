@@ -19,8 +19,7 @@ from torch.nn import functional as F
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.config import CONFIG_DIR
 from mingpt_lightning.gpt import MLP, Block, CausalSelfAttention
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 # Parameters of the blocks and the last norm. GPT-2 without its (50,257 + 1,024) embeddings; the others as minGPT's.
 BODIES = {

@@ -2,8 +2,6 @@
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -13,7 +11,7 @@ from huggingface_hub import constants, errors
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
 from mingpt_lightning.hub import Repository
-from tests.common import ROOT
+from tests.common import python
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -134,9 +132,7 @@ except Exception as error:
     with socket.socket() as closed:  # a port where nobody listens
         closed.bind(("127.0.0.1", 0))
         hub = {"HF_ENDPOINT": f"http://127.0.0.1:{closed.getsockname()[1]}", "HF_HUB_CACHE": str(tmp_path)}
-        environment |= hub | {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", code]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+        result = python(code, env=environment | hub | {"HF_HUB_OFFLINE": "0"})
     assert result.stdout.startswith("ResourceError cannot fetch config.json of gpt2")
     assert result.stdout.count("\n") == 1
     assert result.stderr == ""

@@ -1,16 +1,15 @@
 """A GPT that is made quick at generating computes the same."""
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
 
-from mingpt_lightning import GPT, UserError
+from mingpt_lightning import UserError
 from mingpt_lightning.device import NARROW, fast_dtype
 from mingpt_lightning.inference import prepare
+from tests.common import MakeGPT
 
-MakeGPT = Callable[..., GPT]
 WIDE = {"n_embd": NARROW, "n_head": 4, "n_layer": 2, "vocab_size": 50, "block_size": 40, "scale": 2.0}
 TOKENS = torch.arange(60).reshape(4, 15) % 50
 

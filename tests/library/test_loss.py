@@ -1,7 +1,5 @@
 """Cross-entropy in pieces is cross-entropy."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +7,7 @@ from torch.nn import functional as F
 
 from mingpt_lightning import GPT, loss
 from mingpt_lightning.loss import cross_entropy_sum
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 
 def loss_and_gradients(gpt: GPT, hidden: Tensor, targets: Tensor, dtype: torch.dtype) -> list[Tensor]:

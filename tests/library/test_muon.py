@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.muon import Muon, orthogonalize
 from mingpt_lightning.optim import parameter_groups
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 
 def gradients(gpt: GPT, seed: int) -> None:

@@ -1,6 +1,5 @@
 """Decay groups and learning-rate schedules."""
 
-from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -8,10 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingpt_lightning import GPT
 from mingpt_lightning.optim import Schedule, constant, cosine, linear, lr_for_width, parameter_groups, wsd
-
-MakeGPT = Callable[..., GPT]
+from tests.common import MakeGPT
 
 
 def test_matrices_decay_and_nothing_else(make_gpt: MakeGPT) -> None:

@@ -1,41 +1,16 @@
-"""Every YAML of `configs/` makes what it promises, and every command of README can be typed as it stands."""
+"""Every YAML of `configs/` makes what it promises."""
 
 import re
-import shlex
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from mingpt_lightning.build import build
-from mingpt_lightning.cli import quoted
 from mingpt_lightning.config import CONFIG_DIR
 from mingpt_lightning.datamodule import IGNORE, SequenceDataModule
-from mingpt_lightning.tokenizer import BPETokenizer, Tokenizer
-from tests.common import ROOT
-
-
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-
-
-@pytest.fixture
-def config(tmp_path):
-    """Composes the config of some overrides as the command line would."""
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-
-        def run(*overrides: str):
-            cfg = compose("config", list(overrides), return_hydra_config=True)
-            OmegaConf.set_readonly(cfg, False)
-            OmegaConf.set_struct(cfg, False)
-            cfg.hydra.runtime.output_dir = str(tmp_path)
-            HydraConfig.instance().set_config(cfg)
-            return cfg
-
-        yield run
-    HydraConfig.instance().cfg = None
+from mingpt_lightning.tokenizer import Tokenizer
+from tests.common import choices
 
 
 @pytest.mark.parametrize("name", choices("datamodule"))
@@ -117,37 +92,3 @@ def test_experiments_compose_and_open_with_their_command(config, name):
     assert config(f"experiment={name}")
     opening = (CONFIG_DIR / f"experiment/{name}.yaml").read_text().splitlines()[:4]
     assert any(re.match(rf"# python main.py experiment={name}( |$)", line) for line in opening)
-
-
-def commands() -> list[str]:
-    """The commands of README and of the projects' pages, placeholders filled in."""
-    pages = [ROOT / "README.md", *ROOT.glob("projects/*/README.md")]
-    found = {c for page in pages for c in re.findall(r"python main\.py[^`\n]*", page.read_text(encoding="utf-8"))}
-    return sorted(command.rstrip(")") for command in found if "-sc" not in command)
-
-
-@pytest.mark.parametrize("command", commands())
-def test_readme_commands_compose(config, command):
-    arguments = [quoted(word) for word in shlex.split(command, comments=True)[2:]]
-    if "--help" in arguments:
-        return
-    if "-m" in arguments:
-        arguments = [word.split(",")[0] for word in arguments if word != "-m"]
-    known = set(choices("task"))
-    cfg = config(*[word for word in arguments if word != "model=mine"])
-    assert cfg.task in known
-
-
-def test_readme_names_every_module():
-    tree = (ROOT / "README.md").read_text(encoding="utf-8")
-    for path in (ROOT / "mingpt_lightning").glob("[!_]*.py"):
-        assert f"    {path.name} " in tree, path.name
-
-
-def test_readme_python_of_generation_runs(make_gpt, tmp_path, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = (block for block in blocks if "from_pretrained" in block)
-    tokenizer = BPETokenizer.train([block], 300)
-    make_gpt(tokenizer.vocab_size, block_size=32).save_pretrained(tmp_path, tokenizer)
-    exec(block.replace('"gpt2"', repr(str(tmp_path))), {})
-    assert "piece" in capsys.readouterr().out

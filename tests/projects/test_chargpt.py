@@ -11,53 +11,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mingpt_lightning import UserError
 from mingpt_lightning import text as text_files
-from mingpt_lightning.datamodule import IGNORE, WindowDataset
 from mingpt_lightning.errors import ResourceError
 from mingpt_lightning.text import read_text
 from projects.chargpt.datamodule import CharDataModule
+from tests.common import FOX, text_of
 
-TEXT = "The quick brown fox jumps over the lazy dog.\n" * 20
+TEXT = FOX[: len(FOX) // 5]
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Path:
-    """A text file."""
-    path = tmp_path / "book.txt"
-    path.write_text(TEXT, encoding="utf-8")
-    return path
-
-
-def text_of(datamodule: CharDataModule) -> str:
-    """The text that a datamodule holds."""
-    return datamodule.tokenizer.decode(datamodule.tokens.tolist())
-
-
-# Windows
-
-
-@given(length=st.integers(2, 200), block_size=st.integers(1, 20))
-def test_evaluation_scores_every_token_once(length: int, block_size: int) -> None:
-    length = max(length, block_size + 1)
-    dataset = WindowDataset(np.arange(length), block_size, stride=block_size)
-    inputs, targets = dataset[torch.arange(len(dataset))]
-    assert inputs.shape == targets.shape == (len(dataset), block_size)
-    assert targets[targets != IGNORE].tolist() == list(range(1, length))  # nothing comes before the first one
-    assert torch.equal(inputs[targets != IGNORE] + 1, targets[targets != IGNORE])
-
-
-@given(length=st.integers(2, 200), block_size=st.integers(1, 20))
-def test_training_has_every_window(length: int, block_size: int) -> None:
-    length = max(length, block_size + 1)
-    dataset = WindowDataset(np.arange(length), block_size, stride=1)
-    inputs, targets = dataset[torch.arange(len(dataset))]
-    assert inputs[:, 0].tolist() == list(range(length - block_size))
-    assert torch.equal(targets, inputs + 1)
-    assert torch.equal(inputs, inputs[:, :1] + torch.arange(block_size))
+def book(book: Path) -> Path:
+    """A shorter text file."""
+    book.write_text(TEXT, encoding="utf-8")
+    return book
 
 
 def test_batches_are_int64(book: Path) -> None:
@@ -112,44 +81,6 @@ def test_line_ends_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "windows.txt"
     path.write_bytes(b"one\r\ntwo\r" * 20)
     assert text_of(CharDataModule(str(path), block_size=4)) == "one\r\ntwo\r" * 20
-
-
-alphabet = st.sampled_from("ab\ufeff\né€𝄞🤗")
-
-
-@given(text=st.text(alphabet, min_size=1, max_size=40), mark=st.booleans(), chunk=st.integers(1, 9))
-def test_characters_are_whole_wherever_a_chunk_ends(
-    tmp_path_factory: pytest.TempPathFactory, text: str, mark: bool, chunk: int
-) -> None:
-    path = tmp_path_factory.mktemp("chunks") / "text.txt"
-    content = text.encode("utf-8-sig" if mark else "utf-8")
-    path.write_bytes(content)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "CHUNK", chunk)
-        if content.decode("utf-8-sig"):
-            assert "".join(read_text(path)) == content.decode("utf-8-sig")
-        else:
-            with pytest.raises(UserError, match="empty"):
-                list(read_text(path))
-
-
-@given(
-    before=st.text(alphabet, max_size=15),
-    bad=st.sampled_from([b"\xff", b"\x80", b"\xe2\x82", b"\xed\xa0\x80"]),
-    after=st.sampled_from(["", "ordinary text"]),
-    mark=st.booleans(),
-    chunk=st.integers(1, 20),
-)
-def test_what_is_not_utf8_is_refused_at_its_byte(
-    tmp_path_factory: pytest.TempPathFactory, before: str, bad: bytes, after: str, mark: bool, chunk: int
-) -> None:
-    path = tmp_path_factory.mktemp("bytes") / "text.txt"
-    good = before.encode("utf-8-sig" if mark else "utf-8")
-    path.write_bytes(good + bad + after.encode())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "CHUNK", chunk)
-        with pytest.raises(UserError, match=rf"text.txt is not UTF-8: byte {len(good)} .*iconv"):
-            list(read_text(path))
 
 
 def test_a_long_text_is_read_in_pieces(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,74 @@
+"""What comes before a task: help, completion, quoting, and how little is imported for it."""
+
+import inspect
+import os
+import subprocess
+import sys
+
+import pytorch_lightning as pl
+import yaml
+
+from mingpt_lightning.cli import quoted
+from mingpt_lightning.config import CONFIG_DIR
+from tests.common import ROOT, python
+
+
+def test_help_is_a_page(cli):
+    code, out, _ = cli("--help")
+    assert code == 0
+    for word in ("python main.py", "task=generate", "model: ", "experiment: ", "checkpoint=RUN", "Tab completion"):
+        assert word in out
+    assert len(out.splitlines()) < 60
+
+
+def test_tab_completion(cli):
+    env = {**os.environ, "COMP_LINE": "python main.py model=gpt2-", "COMP_POINT": "26", "_HYDRA_COMPLETION_": "1"}
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), "-sc", "query=bash"],
+        capture_output=True,
+        text=True,
+        env=env,
+        check=True,
+    )
+    assert "model=gpt2-medium" in run.stdout
+
+
+def test_quoting_takes_text_as_typed():
+    assert quoted("prompt=a, b") == "prompt='a, b'"
+    assert quoted("prompt=it's") == r"prompt='it\'s'"
+    assert quoted("prompt='already'") == "prompt='already'"
+    assert quoted("trainer.max_steps=5") == "trainer.max_steps=5"
+    assert quoted("prompt=null") == "prompt=null"
+
+
+def test_every_trainer_argument_is_in_the_config():
+    known = set(inspect.signature(pl.Trainer.__init__).parameters) - {"self", "logger", "callbacks"}
+    ours = set(yaml.safe_load((CONFIG_DIR / "trainer/auto.yaml").read_text())) - {"_target_"}
+    assert ours == known
+
+
+def test_a_bad_config_is_refused_before_anything_heavy_is_imported(tmp_path):
+    for arguments in ("--help", "model=gtp2", "model.n_layerr=4", "trainer.max_steps=abc", "model.n_embd=50"):
+        code = (
+            "import sys; from mingpt_lightning.cli import main\n"
+            f"sys.argv = ['main.py', {arguments!r}]\n"
+            "try: main()\n"
+            "except SystemExit: pass\n"
+            "print(sorted({'torch', 'pytorch_lightning', 'transformers'} & set(sys.modules)))"
+        )
+        assert python(code, cwd=tmp_path).stdout.splitlines()[-1] == "[]", arguments
+
+
+def test_threads_do_not_spin_and_transformers_stays_out_unless_asked(tmp_path):
+    code = """
+import os, sys
+from mingpt_lightning.cli import main
+sys.argv = ["main.py", "trainer=debug", "trainer.max_steps=1", "run_dir=run", "logger=none"]
+main()
+print(os.environ["GOMP_SPINCOUNT"], "transformers" in sys.modules, "matplotlib" in sys.modules)
+from torchmetrics.utilities.imports import _TRANSFORMERS_AVAILABLE
+print(bool(_TRANSFORMERS_AVAILABLE))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
+    result = python(code, cwd=tmp_path, env=environment)
+    assert result.stdout.split() == ["1000", "False", "False", "True"], result.stderr
