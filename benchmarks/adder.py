@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Table, Worker, clock, load, machine, our_run, parser, peer, ratio, report
+from benchmarks.common import ROOT, Table, Worker, clock, machine, our_run, parser, ratio, report
+from benchmarks.peers import ADDER, find, load
 
 GOAL = 0.99
 EVERY = 50  # steps between two scores
@@ -49,8 +50,7 @@ def ours(seed: int, overrides: list[str]) -> dict[str, Any]:
 
 def mingpt(seed: int, folder: Path) -> dict[str, Any]:
     """Train minGPT's project; the time and steps to the goal."""
-    sys.path.insert(0, str(folder))
-    project = load(folder / "projects/adder/adder.py")
+    project = load(folder, "minGPT", ADDER)
     config = project.get_config()
     project.set_seed(seed)
     train, test = (project.AdditionDataset(config.data, split=split) for split in ("train", "test"))
@@ -95,14 +95,15 @@ def our_process(seed: int, overrides: list[str]) -> tuple[float, str]:
 
 def mingpt_process(seed: int, folder: Path) -> tuple[float, str]:
     """Wall seconds from the start of minGPT's script until it reports the goal."""
-    command = [sys.executable, "-u", "projects/adder/adder.py", f"--system.seed={seed}"]
+    checkout = folder.resolve() / "minGPT"
+    command = [sys.executable, "-u", ADDER, f"--system.seed={seed}"]
     start = time.perf_counter()
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
     with tempfile.TemporaryDirectory() as place:
         command.append(f"--system.work_dir='{place}'")
         process = subprocess.Popen(
             command,
-            cwd=folder,
+            cwd=checkout,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -128,7 +129,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     options.add_argument("overrides", nargs="*", default=["experiment=adder_fast"], help="of `python main.py`")
     arguments = options.parse_args()
-    folder = arguments.peers.resolve() / "minGPT"
+    folder = arguments.peers
     if arguments.worker:
         warnings.simplefilter("ignore")
         sys.stdout = sys.stderr
@@ -137,7 +138,7 @@ def main() -> None:
         return
 
     print(machine())
-    there = peer(arguments.peers, "minGPT", "projects/adder/adder.py") is not None and not arguments.tiny
+    there = find(folder, "minGPT", ADDER) is not None and not arguments.tiny
     overrides = [*arguments.overrides, *["trainer.max_steps=50"] * arguments.tiny]
     table = Table(
         arguments, "adder", "seed", "from", "ours, s", "steps", "score", "minGPT, s", "steps of it", "times ours"
@@ -147,7 +148,7 @@ def main() -> None:
         mine = Worker("benchmarks.adder", "ours", "--seed", str(seed), *overrides).ready
         theirs = {"seconds": float("nan"), "step": "", "score": 0.0}
         if there:
-            theirs = Worker("benchmarks.adder", "minGPT", "--seed", str(seed), "--peers", str(arguments.peers)).ready
+            theirs = Worker("benchmarks.adder", "minGPT", "--seed", str(seed), "--peers", str(folder)).ready
         rows: list[tuple[Any, ...]] = [
             ("first step", mine["seconds"], mine["step"], f"{mine['score']:.1%}", theirs["seconds"], theirs["step"])
         ]

@@ -6,7 +6,6 @@ caches of one would disturb the other.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
@@ -17,7 +16,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
-from types import ModuleType
 from typing import Any
 
 from mingpt_lightning.cli import SPIN_COUNT
@@ -129,26 +127,6 @@ def seconds(function: Callable[[], object]) -> float:
     start = time.perf_counter()
     function()
     return time.perf_counter() - start
-
-
-def peer(folder: Path, name: str, file: str) -> Path | None:
-    """A file of a peer's checkout; None, which is said, when it isn't there."""
-    path = (folder / name / file).resolve()
-    if not path.is_file():
-        print(f"\n{name} is missing: there is no {folder / name / file}", flush=True)
-        return None
-    return path
-
-
-def load(path: Path) -> ModuleType:
-    """The module in a file of a peer; its folder goes onto the path for what it imports itself."""
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"peer_{path.stem}", path)
-    assert spec is not None and spec.loader is not None  # noqa: PT018
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def machine() -> str:

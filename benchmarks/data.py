@@ -16,7 +16,6 @@ itself in the end: the rest are pages of the file, which the kernel takes back w
 the files elsewhere, but not in a tmpfs.
 """
 
-import sys
 import tempfile
 import time
 from argparse import Namespace
@@ -29,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Table, Worker, allocated, load, machine, parser, peak_rss, peer, ratio, serve
+from benchmarks.common import Table, Worker, allocated, machine, parser, peak_rss, ratio, serve
+from benchmarks.peers import ADDER, find, load
 
 Batch = Iterable[Tensor]
 WARM_UP = 16  # batches before each turn: twice as many as four workers make ahead
@@ -53,8 +53,7 @@ def our_sums() -> Iterator[Batch]:
 
 
 def mingpt_sums(adder: Path, workers: int) -> Iterator[Batch]:
-    sys.path.append(str(adder.parents[2]))
-    dataset = load(adder).AdditionDataset
+    dataset = load(adder.parents[3], "minGPT", ADDER).AdditionDataset
     data = dataset(dataset.get_default_config(), split="train")
     sampler = torch.utils.data.RandomSampler(data, replacement=True, num_samples=int(1e10))
     return iter(torch.utils.data.DataLoader(data, 64, shuffle=False, sampler=sampler, num_workers=workers))
@@ -154,7 +153,7 @@ class Contest:
 
 def sums(options: Namespace) -> None:
     contestants: dict[str, tuple[str, Path | None, int]] = {OURS: (OURS, None, 0)}
-    adder = peer(options.peers, "minGPT", "projects/adder/adder.py")
+    adder = find(options.peers, "minGPT", ADDER)
     if adder is not None:
         contestants |= {f"minGPT, {workers} workers": ("minGPT", adder, workers) for workers in (0, 4)}
     contest = Contest(options, contestants)

@@ -9,8 +9,9 @@ AdamW's two moments take that.
 
 import argparse
 
-from benchmarks.common import Table, machine, parser, peer
-from benchmarks.train_gpt2 import FILES, PEERS, start
+from benchmarks.common import Table, machine, parser
+from benchmarks.peers import available
+from benchmarks.train_gpt2 import start
 
 CASES = [(1, 1024), (4, 1024)]  # sequences, tokens
 CONTESTANTS = ["ours", "nanoGPT tuned", "transformers", "transformers tuned"]
@@ -19,9 +20,7 @@ CONTESTANTS = ["ours", "nanoGPT tuned", "transformers", "transformers tuned"]
 def main() -> None:
     options = parser(__doc__).parse_args()
     print(machine())
-    found = {name for name, file in FILES.items() if peer(options.peers, name, file)} | {"transformers", "ours"}
-    names = [name for name in CONTESTANTS if name.split()[0] in found]
-    assert set(names) <= {"ours", *PEERS}
+    names = available(options.peers, CONTESTANTS)
     table = Table(options, "memory", "batch", "tokens", "contestant", "peak GB", "ours is of it")
     for batch, length in [(2, 64)] if options.tiny else CASES:
         ours = 0

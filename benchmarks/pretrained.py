@@ -20,9 +20,10 @@ from statistics import median
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import AutoTokenizer, GPT2LMHeadModel, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
+from benchmarks.peers import Sizes, transformers, transformers_generate
 from mingpt_lightning import GPT, BPETokenizer
 
 PEAK = "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])"
@@ -64,9 +65,7 @@ def peak(*statements: str) -> int:
 
 
 def compare_loading(place: Path) -> None:
-    torch.manual_seed(0)
-    sizes = {"n_layer": 4, "n_embd": 128, "n_head": 4, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
-    small = GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.2)).eval()
+    small = transformers(Sizes(4, 4, 128, 1000), bos_token_id=0, eos_token_id=0, initializer_range=0.2).eval()
     prompt = torch.randint(1000, (3, 40))
     print("| layout | largest difference of logits | 30 greedy tokens |\n|---|---|---|")
     for name, folder in layouts(small, place / "small").items():
@@ -74,12 +73,11 @@ def compare_loading(place: Path) -> None:
         gpt = GPT.from_pretrained(folder)
         with torch.no_grad():
             difference = (gpt(prompt) - theirs(prompt).logits).abs().max().item()
-            options = {"max_new_tokens": 30, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-            text = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+            text = transformers_generate(theirs, prompt, 30)
         same = "equal" if torch.equal(gpt.generate(prompt, 30, temperature=0), text) else "differ"
         print(f"| {name} | {difference:.1e} | {same} |")
 
-    model = GPT2LMHeadModel(GPT2Config())
+    model = transformers(Sizes())
     model.save_pretrained(place / "safetensors")
     (place / "bin").mkdir()
     shutil.copy(place / "safetensors/config.json", place / "bin")

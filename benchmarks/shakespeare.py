@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.common import Table, Worker, clock, load, machine, our_run, parser, peer, report
+from benchmarks.common import Table, Worker, clock, machine, our_run, parser, report
+from benchmarks.peers import Sizes, available, loss, nanogpt
 
 BLOCK, BATCH, STEPS = 64, 12, 2000  # nanoGPT's for a CPU
 SAME = [
@@ -90,14 +91,12 @@ def ours(overrides: list[str], text: Path, every: int) -> list[dict[str, Any]]:
     return watch.points
 
 
-def nanogpt(kind: str, folder: Path, text: Path, seed: int, steps: int, every: int) -> list[dict[str, Any]]:
+def nanogpt_recipe(kind: str, folder: Path, text: Path, seed: int, steps: int, every: int) -> list[dict[str, Any]]:
     """The curve of nanoGPT's recipe."""
-    module = load(folder / "model.py")
     data = validation(text)
     tokens = np.asarray(data.dataset("train").tokens).astype(np.uint16)
     torch.manual_seed(1337 + seed)
-    sizes = {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False}
-    model = module.GPT(module.GPTConfig(block_size=BLOCK, vocab_size=data.vocab_size, **sizes))
+    model = nanogpt(folder, Sizes(4, 4, 128, data.vocab_size, BLOCK), bias=False)
     optimizer = model.configure_optimizers(1e-1, 1e-3, (0.9, 0.99), "cpu")
     if kind == "tuned":
         for group in optimizer.param_groups:
@@ -111,12 +110,12 @@ def nanogpt(kind: str, folder: Path, text: Path, seed: int, steps: int, every: i
         places = torch.randint(len(tokens) - BLOCK, (BATCH,))
         inputs = torch.stack([torch.from_numpy(tokens[i : i + BLOCK].astype(np.int64)) for i in places])
         targets = torch.stack([torch.from_numpy(tokens[i + 1 : i + 1 + BLOCK].astype(np.int64)) for i in places])
-        loss = model(inputs, targets)[1]
+        mean_loss = loss(model, inputs, targets)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        mean_loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        loss.item()
+        mean_loss.item()
         if (step + 1) % every == 0 or step + 1 == steps:
             spent += time.perf_counter() - start
             model.eval()
@@ -148,8 +147,7 @@ def reached(points: list[dict[str, Any]], loss: float) -> float:
 
 def compare(options: argparse.Namespace) -> None:
     """Every contestant's curve, one after the other, round by round."""
-    there = peer(options.peers, "nanoGPT", "model.py") is not None
-    names = [name for name in options.contestants if there or name in PRESETS]
+    names = available(options.peers, options.contestants)
     table = Table(
         options,
         "shakespeare",
@@ -231,8 +229,8 @@ def main() -> None:
             given = [*PRESETS[arguments.worker], f"seed={arguments.seed}", *short]
             points = ours(given, arguments.text, every)
         else:
-            folder, steps = arguments.peers.resolve() / "nanoGPT", 20 if arguments.tiny else STEPS
-            points = nanogpt(arguments.worker.split()[-1], folder, arguments.text, arguments.seed, steps, 100)
+            folder, steps = arguments.peers, 20 if arguments.tiny else STEPS
+            points = nanogpt_recipe(arguments.worker.split()[-1], folder, arguments.text, arguments.seed, steps, 100)
         report(points=points)
         return
     print(machine())

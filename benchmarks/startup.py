@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from benchmarks.common import ROOT, Table, machine, parser, peer, ratio, seconds
+from benchmarks.common import ROOT, Table, machine, parser, ratio, seconds
+from benchmarks.peers import ADDER, find
 
 FOLDER = "FOLDER"  # in an argument: a new folder for what the command writes
 OURS = "ours, one step"
@@ -98,11 +99,11 @@ def own_commands(lean: str | None, temporary: Path) -> dict[str, Command]:
 def peer_commands(peers: Path) -> dict[str, Command]:
     """The first step of the peers that are there."""
     commands = {}
-    adder = peer(peers, "minGPT", "projects/adder/adder.py")
+    adder = find(peers, "minGPT", ADDER)
     if adder is not None:
         path = os.pathsep.join(map(str, (adder.parent, adder.parents[2])))
         commands["minGPT, one step"] = Command([sys.executable, "-c", MINGPT], adder.parent, path=path)
-    train, data = (peer(peers, "nanoGPT", file) for file in ("train.py", "data/shakespeare_char/train.bin"))
+    train, data = (find(peers, "nanoGPT", file) for file in ("train.py", "data/shakespeare_char/train.bin"))
     if train is not None and data is not None:
         arguments = [sys.executable, *NANOGPT.split(), f"--out_dir={FOLDER}"]
         commands["nanoGPT, two steps"] = Command(arguments, train.parent)

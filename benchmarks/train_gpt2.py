@@ -13,7 +13,6 @@ every step. minGPT does not tie its head, so only its first losses can agree.
 import argparse
 import itertools
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -24,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import Table, Worker, load, machine, parser, peer, ratio, report, serve
+from benchmarks.common import Table, Worker, machine, parser, ratio, report, serve
+from benchmarks.peers import PEERS, Sizes, available, build, ours, transformers
 from benchmarks.roofline import product_rate
 
 FLOPS = 855.2e6  # for a token of GPT-2 at 1,024 tokens, forward and backward: 6 N + 12 L H Q T (nanoGPT, PaLM)
-PEERS = ["nanoGPT", "nanoGPT tuned", "nanoGPT compiled", "transformers", "transformers tuned", "minGPT"]
-FILES = {"nanoGPT": "model.py", "minGPT": "mingpt/model.py"}
-TINY = {"n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 500, "n_positions": 64}
+CONTESTANTS = ["nanoGPT", "nanoGPT tuned", "nanoGPT compiled", "transformers", "transformers tuned", "minGPT"]
+TINY = Sizes(2, 2, 64, 500, 64)
 
 
 def batch(step: int, rows: int, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -39,36 +38,24 @@ def batch(step: int, rows: int, length: int, vocab_size: int) -> tuple[Tensor, T
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
-def hugging_face(sizes: dict[str, Any]) -> Any:
-    """A transformers GPT-2 whose random weights all contestants take."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    torch.manual_seed(0)
-    dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    return GPT2LMHeadModel(GPT2Config(**sizes, **dropout))
-
-
-def serve_ours(arguments: argparse.Namespace, sizes: dict[str, Any]) -> None:
+def serve_ours(arguments: argparse.Namespace, sizes: Sizes) -> None:
     """Train as `main.py` does; a turn is `--steps` steps between two callbacks."""
     import pytorch_lightning as pl
 
-    from mingpt_lightning import GPT, LanguageModel
+    from mingpt_lightning import LanguageModel
     from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
     from mingpt_lightning.optim import constant
 
-    with tempfile.TemporaryDirectory() as folder:
-        hugging_face(sizes).save_pretrained(folder)
-        gpt = GPT.from_pretrained(folder)
-    set_threads(gpt.config["n_embd"])
+    gpt = ours(transformers(sizes))
+    set_threads(sizes.n_embd)
     keep_memory()
-    fast = fast_dtype(torch.device("cpu"), gpt.config["n_embd"]) == torch.bfloat16 and not arguments.float32
+    fast = fast_dtype(torch.device("cpu"), sizes.n_embd) == torch.bfloat16 and not arguments.float32
     optimizer = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     system = LanguageModel(gpt, optimizer, constant)
-    vocab_size = gpt.config["vocab_size"]
 
     class Batches(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
-            return (batch(step, arguments.batch, arguments.length, vocab_size) for step in itertools.count())
+            return (batch(step, arguments.batch, arguments.length, sizes.vocab_size) for step in itertools.count())
 
     class Turns(pl.Callback):
         """Reports after the first step, and from then on after as many as a turn has; waits in between."""
@@ -98,31 +85,10 @@ def serve_ours(arguments: argparse.Namespace, sizes: dict[str, Any]) -> None:
     trainer.fit(system, torch.utils.data.DataLoader(Batches(), batch_size=None))
 
 
-def peer_step(arguments: argparse.Namespace, sizes: dict[str, Any]) -> Callable[[int], float]:
+def peer_step(arguments: argparse.Namespace, sizes: Sizes) -> Callable[[int], float]:
     """One optimizer step of a peer, on the batch of that number; returns its loss."""
-    from benchmarks.generate import fill
-
     name, _, kind = arguments.worker.partition(" ")
-    reference = hugging_face(sizes)
-    heads = {"n_layer": reference.config.n_layer, "n_head": reference.config.n_head, "n_embd": reference.config.n_embd}
-    vocab_size, length = reference.config.vocab_size, reference.config.n_positions
-    model: Any
-    with torch.no_grad():
-        if name == "nanoGPT":
-            module = load(arguments.peers.resolve() / "nanoGPT/model.py")
-            model = fill(module.GPT(module.GPTConfig(length, vocab_size, dropout=0.0, **heads)), reference)
-        elif name == "minGPT":
-            sys.path.insert(0, str(arguments.peers.resolve() / "minGPT"))
-            from mingpt.model import GPT  # type: ignore[import-not-found]
-
-            config = GPT.get_default_config()
-            config.model_type, config.vocab_size, config.block_size = None, vocab_size, length
-            config.embd_pdrop = config.resid_pdrop = config.attn_pdrop = 0.0
-            for key, value in heads.items():
-                setattr(config, key, value)
-            model = fill(GPT(config), reference)
-        else:
-            model = reference
+    model = build(name, arguments.peers, transformers(sizes))
     model.train()
     if kind == "compiled":
         model = torch.compile(model)
@@ -130,12 +96,9 @@ def peer_step(arguments: argparse.Namespace, sizes: dict[str, Any]) -> Callable[
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, **fused)
 
     def step(number: int) -> float:
-        inputs, targets = batch(number, arguments.batch, arguments.length, vocab_size)
+        inputs, targets = batch(number, arguments.batch, arguments.length, sizes.vocab_size)
         with torch.autocast("cpu", torch.bfloat16, enabled=bool(kind) and not arguments.float32):
-            if name == "transformers":
-                loss = model(input_ids=inputs, labels=targets, shift_labels=targets).loss
-            else:
-                loss = model(inputs, targets)[1]
+            loss = PEERS[name].loss(model, inputs, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -145,7 +108,7 @@ def peer_step(arguments: argparse.Namespace, sizes: dict[str, Any]) -> Callable[
     return step
 
 
-def serve_peer(arguments: argparse.Namespace, sizes: dict[str, Any]) -> None:
+def serve_peer(arguments: argparse.Namespace, sizes: Sizes) -> None:
     """Train a peer; a turn is `--steps` steps."""
     step, numbers = peer_step(arguments, sizes), itertools.count()
 
@@ -186,7 +149,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=2, help="sequences")
     options.add_argument("--length", type=int, default=1024, help="tokens of each")
     options.add_argument("--steps", type=int, default=2, help="optimizer steps in a turn")
-    options.add_argument("--only", nargs="+", default=PEERS, choices=PEERS, metavar="PEER")
+    options.add_argument("--only", nargs="+", default=CONTESTANTS, choices=CONTESTANTS, metavar="PEER")
     options.add_argument("--worker", help=argparse.SUPPRESS)
     options.add_argument("--float32", action="store_true", help=argparse.SUPPRESS)
     arguments = options.parse_args()
@@ -194,14 +157,13 @@ def main() -> None:
         sys.stdout = sys.stderr
     if arguments.tiny:
         arguments.length = min(arguments.length, 64)
-    sizes: dict[str, Any] = TINY if arguments.tiny else {}
+    sizes = TINY if arguments.tiny else Sizes()
     if arguments.worker:
         (serve_ours if arguments.worker == "ours" else serve_peer)(arguments, sizes)
         return
 
     print(machine())
-    found = {name for name, file in FILES.items() if peer(arguments.peers, name, file)} | {"transformers"}
-    peers = [name for name in arguments.only if name.split()[0] in found]
+    peers = [name for name in available(arguments.peers, CONTESTANTS) if name in arguments.only]
     check_small(arguments, peers)
     peak = product_rate((2048, 2048, 2048), torch.bfloat16)
     print(f"bfloat16 product of 2048x2048x2048: {peak / 1e9:.0f} GFLOP/s")

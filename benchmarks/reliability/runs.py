@@ -1,7 +1,7 @@
-"""Runs of the command line that are killed, signalled or starved, and what is left of them.
+"""Runs of the command line as real processes, and hashes of what they leave behind.
 
-A run is a fork of this process, in which everything is imported already: a start takes milliseconds instead of
-seconds, so that hundreds of them are affordable. Nothing else is different from `python main.py`.
+A run is a fork of this process, which has imported everything already: starting one takes milliseconds instead of
+seconds, which makes thousands of cases affordable. In all else it is `python main.py`.
 """
 
 import csv
@@ -18,17 +18,29 @@ from typing import Any
 
 import torch
 
-Verdict = str
-"""What went wrong in a case; "" is right."""
+from benchmarks.common import ROOT
 
-MAIN = str(Path(__file__).parent.parent / "main.py")
+Verdict = str
+"""What went wrong in a case, in words; empty if nothing did."""
+
+MAIN = str(ROOT / "main.py")
 TINY = (
     *("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "model.dropout=0.1", "trainer=cpu"),
     *("trainer.max_steps=60", "trainer.accumulate_grad_batches=2", "trainer.val_check_interval=13"),
     *("trainer.log_every_n_steps=1", "callbacks.checkpoint.every_n_train_steps=5", "datamodule.batch_size=16"),
     *("trainer.limit_val_batches=2", "trainer.limit_test_batches=2"),
 )
-"""A run of half a second in which everything happens: dropout, accumulation, validations, checkpoints."""
+"""A run of half a second with everything in it: dropout, accumulation, validations, checkpoints."""
+
+
+CRASH = (*TINY, "trainer.max_steps=15")
+SHORT = ("trainer.max_steps=24", "trainer.val_check_interval=6")
+DATA = {
+    "adder": ("datamodule=adder",),
+    "sort": ("datamodule=sort",),
+    "chargpt": ("datamodule=chargpt", "datamodule.block_size=16"),
+    "text": ("datamodule=text", "datamodule.block_size=16", "datamodule.vocab_size=300"),
+}
 
 
 class Run:
@@ -56,8 +68,8 @@ class Run:
             from mingpt_lightning.cli import main
             from mingpt_lightning.signals import STOP
 
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it in the background
-            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup this one
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored under nohup
             if before is not None:
                 before()
             STOP.install()
@@ -74,7 +86,7 @@ class Run:
             os._exit(code)
 
     def wait(self, timeout: float = 60.0) -> int:
-        """The exit code, negative for a signal; 999 for a process that had to be killed because it hung."""
+        """The exit code, negative for a signal; 999 for a process that did not end in time and was killed."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -93,13 +105,13 @@ class Run:
         return True
 
     @property
-    def said(self) -> str:
-        """What it wrote on standard error."""
+    def stderr(self) -> str:
+        """What it has written to standard error."""
         return (self.folder / "stderr.txt").read_text(errors="replace")
 
 
 def preload() -> None:
-    """Import what a run imports, and start no thread."""
+    """Import everything that a run imports, without starting a thread, which a fork would not inherit."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for name in ("transformers", "hydra._internal.utils", "mingpt_lightning.tasks"):
@@ -109,12 +121,13 @@ def preload() -> None:
 
 
 def state(run_dir: Path) -> str:
-    """A SHA-256 of all that a finished training leaves: weights, optimizer, schedules, counters, and its log."""
+    """A SHA-256 of the final state of a run: weights, optimizer, schedules, counters, and metrics.csv."""
     content = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     kept = {name: content[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "loops")}
     kept["tokens"] = content["mingpt_lightning"]["tokens_seen"]
     with (run_dir / "metrics.csv").open(newline="") as stream:
-        kept["log"] = list(csv.reader(stream))
+        rows = csv.DictReader(stream)
+        kept["log"] = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
     return hash_of(kept)
 
 
@@ -143,5 +156,46 @@ def feed(digest: Any, value: Any) -> None:
 
 
 def last_line(text: str) -> str:
-    """The last line of what a run said."""
+    """The last line of a text that is not empty."""
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+class Bench:
+    """The folder of all cases, and the final states of uninterrupted runs to compare them with."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def reference(self, arguments: tuple[str, ...]) -> str:
+        """The final state of an uninterrupted run with these arguments; computed by the first process that asks."""
+        place = self.folder / hashlib.sha256(repr(arguments).encode()).hexdigest()[:12]
+        known = place.with_suffix(".txt")
+        if not known.exists():
+            place = place.with_suffix(f".{os.getpid()}")
+            run = Run(place, *arguments, "run_dir=run")
+            if code := run.wait():
+                raise RuntimeError(f"the uninterrupted run failed with {code}: {run.stderr}")
+            part = place.with_suffix(f".{os.getpid()}.part")
+            part.write_text(state(place / "run"))
+            part.rename(known)
+        return known.read_text()
+
+    def finish(self, place: Path, arguments: tuple[str, ...]) -> Verdict:
+        """Resume a run to its end; its final state must be that of an uninterrupted one."""
+        run = Run(place, *arguments, "run_dir=run", "resume=auto")
+        if code := run.wait():
+            return f"the resumed run ended with {code}: {last_line(run.stderr)}"
+        if state(place / "run") != self.reference(arguments):
+            return "the resumed run ended in another state"
+        leftovers = [path.name for path in (place / "run").rglob("*.part")]
+        return f"left behind: {leftovers}" if leftovers else ""
+
+
+def good_file(place: Path) -> Verdict:
+    """All checkpoints that a run has left must be valid."""
+    from mingpt_lightning.storage import damage
+
+    folder = place / "run" / "checkpoints"
+    files = [folder / name for name in ("last.ckpt", "previous.ckpt") if (folder / name).exists()]
+    bad = [f"{file.name}: {wrong}" for file in (*files, *folder.glob("best.ckpt")) if (wrong := damage(file))]
+    return f"damaged: {bad}" if bad else ""

@@ -1,4 +1,4 @@
-"""Checkpoint files that are damaged, or hold what would run if it were let: refused, and the good one found?"""
+"""Checkpoint files that are corrupted or hold code: are they refused, and is the previous good one found (F5)?"""
 
 import builtins
 import os
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.faults import Run, Verdict, hash_of, last_line
+from benchmarks.reliability.runs import Run, Verdict, hash_of, last_line
 
 
 def corrupt(file: Path, rng: random.Random) -> str:
-    """Damage a checkpoint in one of many ways; returns which."""
+    """Corrupt a checkpoint in one of many ways; returns which."""
     data = bytearray(file.read_bytes())
     kind = rng.choice(["truncate", "flip", "flip", "flip", "page", "swap", "splice", "type", "append", "remove bytes"])
     place = rng.randrange(len(data))
@@ -44,8 +44,8 @@ def corrupt(file: Path, rng: random.Random) -> str:
     return kind
 
 
-def damaged(source: Path, number: int) -> Verdict:
-    """A damaged last.ckpt is refused, and the one before is found; both damaged are refused (F5)."""
+def corrupted(source: Path, number: int) -> Verdict:
+    """A corrupted last.ckpt is refused and previous.ckpt is found; with both corrupted, resuming is refused."""
     from mingpt_lightning.checkpoint import read_checkpoint
     from mingpt_lightning.errors import CheckpointError
     from mingpt_lightning.resume import find_resumable
@@ -58,7 +58,7 @@ def damaged(source: Path, number: int) -> Verdict:
         kind = corrupt(last, rng)
         try:
             read_checkpoint(last)
-            return f"{kind}: read without a word"
+            return f"{kind}: read without an error"
         except CheckpointError:
             pass
         found, notes = find_resumable(run, "auto")
@@ -66,13 +66,13 @@ def damaged(source: Path, number: int) -> Verdict:
             return f"{kind}: went on with {found}"
         corrupt(previous, rng)
         try:
-            return f"{kind}: went on with {find_resumable(run, 'auto')[0]}, which is damaged"
+            return f"{kind}: went on with {find_resumable(run, 'auto')[0]}, which is corrupted"
         except CheckpointError:
             return ""
 
 
-def damaged_copy(source: Path, number: int) -> Verdict:
-    """A damaged file away from its manifest is refused, or read as it was: some bits of an archive say nothing."""
+def corrupted_copy(source: Path, number: int) -> Verdict:
+    """A flipped bit in a file without its manifest: refused, or read unchanged, as some bits have no meaning."""
     from mingpt_lightning.checkpoint import read_checkpoint
     from mingpt_lightning.errors import CheckpointError
 
@@ -88,11 +88,15 @@ def damaged_copy(source: Path, number: int) -> Verdict:
             content = read_checkpoint(file)
         except CheckpointError:
             return ""
-        return "" if hash_of(content) == hash_of(read_checkpoint(good)) else "a flipped bit was read without a word"
+        return (
+            ""
+            if hash_of(content) == hash_of(read_checkpoint(good))
+            else "a flipped bit changed what was read, without an error"
+        )
 
 
 class Canary:
-    """An object that runs code when it's unpickled without care."""
+    """An object that calls a function when it is unpickled without restrictions."""
 
     def __init__(self, function: Any, *arguments: Any):
         self.function, self.arguments = function, arguments
@@ -102,7 +106,7 @@ class Canary:
 
 
 def unsafe(source: Path, number: int) -> Verdict:
-    """A file that holds code or names classes: refused, and nothing of it run."""
+    """A file that holds code or names classes: refused, and no code is run."""
     with tempfile.TemporaryDirectory() as folder:
         touched = Path(folder) / "touched"
         code = f"open({str(touched)!r}, 'w')"
@@ -134,6 +138,6 @@ def unsafe(source: Path, number: int) -> Verdict:
         code_ = run.wait()
         if touched.exists():
             return "code was run"
-        if code_ != 3 or "Traceback" in run.said:
-            return f"ended with {code_}: {last_line(run.said)}"
+        if code_ != 3 or "Traceback" in run.stderr:
+            return f"ended with {code_}: {last_line(run.stderr)}"
         return ""

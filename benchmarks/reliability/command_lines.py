@@ -1,18 +1,19 @@
-"""Command lines as people mistype them: right and wrong choices, keys and values, from the configs themselves."""
+"""Random command lines, mostly wrong: choices, keys and values of the configs, with and without typos."""
 
 import random
 import string
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+from benchmarks.common import ROOT
+
+CONFIGS = ROOT / "configs"
 SMALL = (
     *("model.n_layer=1", "model.n_head=2", "model.n_embd=16", "trainer.max_steps=2", "trainer.val_check_interval=1"),
     *("trainer.limit_val_batches=1", "trainer.limit_test_batches=1", "trainer=cpu"),
 )
-"""What is right of a command ends soon."""
+"""Keeps valid commands short."""
 
 NASTY = [
     *("0", "-1", "1", "2", "3", "7", "16", "1000000", "1e3", "1e-3", "-0.5", "0.5", "1.5", "1e400", "nan", "inf"),
@@ -25,13 +26,13 @@ TASKS = ("fit", "fit", "fit", "fit", "validate", "test", "generate", "export")
 
 
 def groups() -> dict[str, list[str]]:
-    """The config groups, and their choices."""
+    """The config groups and their choices."""
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in sorted(CONFIGS.iterdir())
             if folder.is_dir() and folder.name != "hydra"}  # fmt: skip
 
 
 def keys() -> list[str]:
-    """All keys of all choices."""
+    """The keys of all choices of all groups."""
     found = {
         str(key) for key in yaml.safe_load((CONFIGS / "config.yaml").read_text()) if key not in ("defaults", "hydra")
     }
@@ -52,7 +53,7 @@ GROUPS, KEYS = groups(), keys()
 
 
 def typo(rng: random.Random, word: str) -> str:
-    """A word with a letter too many, too few, changed or moved."""
+    """A word with one letter added, removed, replaced or swapped with the next."""
     place = rng.randrange(max(1, len(word)))
     letter = rng.choice(string.ascii_lowercase + "_.=")
     match rng.randrange(4):
@@ -67,7 +68,7 @@ def typo(rng: random.Random, word: str) -> str:
 
 
 def command_line(rng: random.Random) -> list[str]:
-    """The arguments of `main.py`: a few right ones, and one to three that are probably wrong."""
+    """Arguments for `main.py`: a few valid ones, and one to three that are probably wrong."""
     arguments = [f"task={rng.choice(TASKS)}", *SMALL] if rng.random() < 0.9 else []
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         match rng.randrange(8):

@@ -1,0 +1,1 @@
+"""The reliability benchmark: `python -m benchmarks.reliability`; see `benchmarks.reliability.__main__`."""
