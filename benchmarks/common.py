@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from mingpt_lightning.cli import SPIN_COUNT
+from mingpt_lightning.cli.main import SPIN_COUNT
 
 ROOT = Path(__file__).parent.parent
 
@@ -151,8 +151,8 @@ def our_run(overrides: list[str], folder: str, *callbacks: Any) -> tuple[Any, An
     from omegaconf import OmegaConf
 
     from mingpt_lightning import LanguageModel
-    from mingpt_lightning.build import build, build_callbacks, build_each, build_trainer
-    from mingpt_lightning.config import CONFIG_DIR
+    from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
+    from mingpt_lightning.cli.config import CONFIG_DIR
     from mingpt_lightning.device import keep_memory, set_threads
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.common import Table, parser, ratio, seconds
 from benchmarks.peers import PEERS, Sizes, available, build, ours, transformers
-from mingpt_lightning.inference import prepare
+from mingpt_lightning.inference import optimize_for_inference
 
 Contestant = Callable[[Tensor, int], Tensor]
 CASES = [(1, 32, 100), (1, 512, 100), (16, 32, 100)]  # rows, tokens of the prompt, new tokens
@@ -33,7 +33,7 @@ def contestants(reference: Any, folder: Path) -> dict[str, Contestant]:
     gpt = ours(reference)
     found: dict[str, Contestant] = {}
     for dtype in ("float32", "bfloat16"):
-        fast = prepare(copy.deepcopy(gpt), dtype)
+        fast = optimize_for_inference(copy.deepcopy(gpt), dtype)
         found[f"ours {dtype}"] = partial(fast.generate, temperature=0)
     for name in available(folder, PEERS):
         model = build(name, folder, reference).eval()

@@ -1,5 +1,6 @@
 """What many tests share and no test changes: paths, types, texts, small command lines, comparisons."""
 
+import csv
 import json
 import os
 import subprocess
@@ -55,6 +56,12 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
+def log_of(run: str | Path = "run") -> list[dict[str, str]]:
+    """The rows of metrics.csv, without what differs between two runs of one command: the seconds."""
+    with Path(run, "metrics.csv").open(newline="") as stream:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)]
 
 
 def text_of(data: Any) -> str:

@@ -16,7 +16,7 @@ from benchmarks.gpu_gpt2.device import CUDA, DEVICE, captured, timed
 from benchmarks.gpu_gpt2.plan import Plan
 from benchmarks.peers import nanogpt_like
 from mingpt_lightning import GPT
-from mingpt_lightning.inference import prepare
+from mingpt_lightning.inference import optimize_for_inference
 
 
 class StaticCache:
@@ -96,7 +96,8 @@ def decode(options: argparse.Namespace, plan: Plan, peers: Path | None) -> list[
             if weight.dim() > 1:
                 weight.mul_(10)
     peer_model = None if peers is None else nanogpt_like(gpt, peers).eval().to(DEVICE)
-    narrow, gpt = prepare(copy.deepcopy(gpt).to(DEVICE), "bfloat16"), prepare(gpt.to(DEVICE), "float32")
+    narrow = optimize_for_inference(copy.deepcopy(gpt).to(DEVICE), "bfloat16")
+    gpt = optimize_for_inference(gpt.to(DEVICE), "float32")
     size = plan.prompt + plan.new
     prompts = torch.randint(plan.model.vocab_size, (max(plan.rows), plan.prompt), device=DEVICE)
     graph = "CUDA graph" if CUDA else "without a CUDA graph"

@@ -47,8 +47,8 @@ def corrupt(file: Path, rng: random.Random) -> str:
 def corrupted(source: Path, number: int) -> Verdict:
     """A corrupted last.ckpt is refused and previous.ckpt is found; with both corrupted, resuming is refused."""
     from mingpt_lightning.checkpoint import read_checkpoint
+    from mingpt_lightning.cli.resume import find_resumable
     from mingpt_lightning.errors import CheckpointError
-    from mingpt_lightning.resume import find_resumable
 
     rng = random.Random(number)
     with tempfile.TemporaryDirectory() as folder:

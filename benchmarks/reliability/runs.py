@@ -114,7 +114,7 @@ def preload() -> None:
     """Import everything that a run imports, without starting a thread, which a fork would not inherit."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in ("transformers", "hydra._internal.utils", "mingpt_lightning.tasks"):
+    for name in ("transformers", "hydra._internal.utils", "mingpt_lightning.cli.evaluate"):
         importlib.import_module(name)
     for project in ("adder", "sort", "chargpt", "text"):
         importlib.import_module(f"projects.{project}.datamodule")
@@ -193,9 +193,9 @@ class Bench:
 
 def good_file(place: Path) -> Verdict:
     """All checkpoints that a run has left must be valid."""
-    from mingpt_lightning.storage import damage
+    from mingpt_lightning.storage import find_corruption
 
     folder = place / "run" / "checkpoints"
     files = [folder / name for name in ("last.ckpt", "previous.ckpt") if (folder / name).exists()]
-    bad = [f"{file.name}: {wrong}" for file in (*files, *folder.glob("best.ckpt")) if (wrong := damage(file))]
+    bad = [f"{file.name}: {wrong}" for file in (*files, *folder.glob("best.ckpt")) if (wrong := find_corruption(file))]
     return f"damaged: {bad}" if bad else ""

@@ -14,7 +14,7 @@ from benchmarks import peers
 from benchmarks.common import allocated, peak_rss, seconds, serve
 from mingpt_lightning import GPT
 from mingpt_lightning.device import fast_dtype, keep_memory
-from mingpt_lightning.inference import prepare
+from mingpt_lightning.inference import optimize_for_inference
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.optim import parameter_groups
 
@@ -110,7 +110,7 @@ def sums(settings: Settings) -> Turn:
 def generation(settings: Settings) -> Turn:
     """Greedy generation: the seconds of each case, (rows, new tokens), after a prompt of 16."""
     torch.manual_seed(0)
-    gpt = prepare(GPT(**sizes(settings)._asdict()), "float32")
+    gpt = optimize_for_inference(GPT(**sizes(settings)._asdict()), "float32")
 
     def case(rows: int, new: int) -> float:
         prompts = torch.randint(settings["vocab_size"], (rows, 16))

@@ -14,6 +14,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.checkpoint import Checkpoint
+from mingpt_lightning.cli.config import locate
 from mingpt_lightning.device import fast_dtype
 from mingpt_lightning.errors import UserError, nearest, resource_error
 
@@ -96,21 +97,6 @@ def check_parameters(node: DictConfig, where: str, arguments: dict[str, Any]) ->
         signature.bind(**(dict.fromkeys(keys) | arguments))
     except TypeError as error:
         raise UserError(f"{where}: {error}", where, "Correct its arguments.") from error
-
-
-def locate(error: UserError, section: Any, name: str) -> UserError:
-    """The error with its parameter named as a key of a section of the config."""
-    if isinstance(section, DictConfig) and error.where in section and not error.where.startswith(f"{name}."):
-        error.where = f"{name}.{error.where}"
-    return error
-
-
-def locate_anywhere(error: UserError, cfg: DictConfig) -> UserError:
-    """The error with its parameter named as a key of the one section of the config that has it, if it is one."""
-    sections = {str(name): node for name, node in cfg.items_ex(resolve=False) if isinstance(node, DictConfig)}
-    sections |= {f"callbacks.{name!s}": node for name, node in sections.get("callbacks", {}).items()}
-    found = [name for name, node in sections.items() if isinstance(node, DictConfig) and error.where in node]
-    return locate(error, sections[found[0]], found[0]) if len(found) == 1 and error.where not in cfg else error
 
 
 def build_each(section: DictConfig, where: str) -> list[Any]:

@@ -181,6 +181,21 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     return UserError(first, "command line", f"See {program()} --help.")
 
 
+def locate(error: UserError, section: Any, name: str) -> UserError:
+    """The error with its parameter named as a key of a section of the config."""
+    if isinstance(section, DictConfig) and error.where in section and not error.where.startswith(f"{name}."):
+        error.where = f"{name}.{error.where}"
+    return error
+
+
+def locate_anywhere(error: UserError, cfg: DictConfig) -> UserError:
+    """The error with its parameter named as a key of the one section of the config that has it, if it is one."""
+    sections = {str(name): node for name, node in cfg.items_ex(resolve=False) if isinstance(node, DictConfig)}
+    sections |= {f"callbacks.{name!s}": node for name, node in sections.get("callbacks", {}).items()}
+    found = [name for name, node in sections.items() if isinstance(node, DictConfig) and error.where in node]
+    return locate(error, sections[found[0]], found[0]) if len(found) == 1 and error.where not in cfg else error
+
+
 def parsed(overrides: Sequence[str]) -> list[Override]:
     """The overrides that can be parsed."""
     try:

@@ -9,23 +9,27 @@ from mingpt_lightning.cli.config import CONFIG_DIR, program
 
 WIDTH = 100
 GLUE = "\xa0"  # a space at which no line is broken
+EXAMPLES = (
+    ("", "train the adder and test it"),
+    ("model=gpt2 datamodule=adder", "the same with a 12-layer model"),
+    ("datamodule=chargpt datamodule.path=book.txt", "characters of your own text"),
+    ("datamodule=text datamodule.path=book.txt", "the same with byte-level BPE"),
+    ("experiment=finetune_gpt2 datamodule.path=book.txt", "fine-tune GPT-2 on it"),
+    ("experiment=shakespeare_char", "a recipe"),
+    ('task=generate checkpoint=RUN prompt="85+50"', "sample from your model"),
+    ("task=generate model=gpt2-pretrained", "asks for prompts"),
+    ("task=test checkpoint=RUN", "test it again"),
+    ("task=export checkpoint=RUN output=FOLDER", "for transformers"),
+    ("task=check model=gpt2", "try a run out first"),
+    ("run_dir=RUN resume=auto", "go on with a stopped run"),
+    ("-m optimizer.lr=1e-3,3e-4 seed=0,1", "a sweep: every combination"),
+)
 PAGE = """\
 usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...] [-m] [--cfg job | --help | --version]
 
 Train, test and sample GPTs.
 
-  {program}                                      train the adder and test it
-  {program} model=gpt2 datamodule=adder          the same with a 12-layer model
-  {program} datamodule=chargpt datamodule.path=book.txt   characters of your own text
-  {program} datamodule=text datamodule.path=book.txt      the same with byte-level BPE
-  {program} experiment=finetune_gpt2 datamodule.path=book.txt   fine-tune GPT-2 on it
-  {program} task=generate checkpoint=RUN prompt="85+50"
-  {program} task=generate model=gpt2-pretrained  asks for prompts
-  {program} task=test checkpoint=RUN
-  {program} task=export checkpoint=RUN output=FOLDER      for transformers
-  {program} task=check model=gpt2                try a run out before it begins
-  {program} run_dir=RUN resume=auto              resume it where it was stopped, with its own settings
-  {program} -m optimizer.lr=1e-3,3e-4 model=gpt-nano,gpt-micro   a sweep: every combination
+{examples}
 
 RUN is a run folder, such as runs/adder/2026-01-31_12-00-00, or a .ckpt file in it.
 
@@ -56,7 +60,9 @@ def page(arguments: Sequence[str]) -> str:
         return "\n".join(pages)
     groups = [group for group in ORDER if (CONFIG_DIR / group).is_dir()]
     groups += sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in (*ORDER, "hydra"))
-    return PAGE.format(program=program(), groups="\n".join(map(group_line, groups)))
+    width = max(len(command) for command, _ in EXAMPLES) + 2
+    examples = "\n".join(f"  {program()} {command:<{width}}{what}" for command, what in EXAMPLES)
+    return PAGE.format(program=program(), examples=examples, groups="\n".join(map(group_line, groups)))
 
 
 def version() -> str:

@@ -25,7 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, program
+from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locate_anywhere, program
 from mingpt_lightning.cli.help import page, version
 from mingpt_lightning.cli.sweep import FAILED
 from mingpt_lightning.console import fail, say
@@ -167,7 +167,7 @@ def launch(cfg: DictConfig) -> float | None:
             error = explain(failure, [])
         if error is None or STOP.received is not None:
             raise
-        error = import_module("mingpt_lightning.cli.build").locate_anywhere(error, cfg)
+        error = locate_anywhere(error, cfg)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
             fail(error)

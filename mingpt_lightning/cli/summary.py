@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import importlib
 import json
 import shlex
 from pathlib import Path
@@ -106,18 +105,18 @@ def suggest(run: Run) -> None:
 
 def draw_curves(folder: Path) -> None:
     """Draw the losses of metrics.csv over the steps into curves.png; nothing without matplotlib."""
-    file = folder / "metrics.csv"
     with contextlib.suppress(ImportError, OSError):
-        figure_module = importlib.import_module("matplotlib.figure")
-        with file.open(newline="") as stream:
+        with (folder / "metrics.csv").open(newline="") as stream:
             rows = list(csv.DictReader(stream))
-        figure = figure_module.Figure(figsize=(7, 4), layout="constrained")
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for name, style in (("train/loss", {"linewidth": 1}), ("val/loss", {"marker": "o", "markersize": 3})):
             points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, **style)
-        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=str(folder.name))
+        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
         if axes.lines:
             axes.legend()
             with atomic_write(folder / "curves.png") as part:

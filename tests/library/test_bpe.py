@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mingpt_lightning import Tokenizer, UserError
+from mingpt_lightning.bpe import BPETokenizer, read_tokenizer
 from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.text import language_reference
-from mingpt_lightning.tokenizer import BPETokenizer, read_tokenizer
 from tests.common import FOX, ODD
 
 odd_text = st.text(st.one_of(st.sampled_from("ab '\n" + ODD), st.characters(exclude_categories=["Cs"])), max_size=40)
@@ -76,7 +76,7 @@ def test_a_stream_comes_as_it_is_made(bpe: BPETokenizer) -> None:
 
 
 def test_half_a_character_is_refused_at_its_place(bpe: BPETokenizer) -> None:
-    message = r"^character 2 is half of one: '\\ud83e' \(U\+D83E\).*Remove it\.$"
+    message = r"^character 2 is a lone surrogate: '\\ud83e' \(U\+D83E\).*Remove it\.$"
     for use in (bpe.encode, bpe.show, lambda text: bpe.encode_batch(["fine", text])):
         with pytest.raises(UserError, match=message):
             use("é \ud83eb")
@@ -152,7 +152,7 @@ def test_a_vocabulary_has_room_for_all_bytes(vocab_size: Any) -> None:
 
 
 def test_half_a_character_is_no_text_to_train_on() -> None:
-    with pytest.raises(UserError, match="character 0 is half of one"):
+    with pytest.raises(UserError, match="character 0 is a lone surrogate"):
         BPETokenizer.train(["fine", "\ud800"], 300)
 
 
@@ -245,7 +245,7 @@ def without_a_byte(backend: Backend) -> Backend:
     ],
 )
 def test_what_loses_text_is_refused(bpe: BPETokenizer, change: Callable[[Backend], Backend]) -> None:
-    with pytest.raises(UserError, match="not byte-level BPE, or doesn't give back each text"):
+    with pytest.raises(UserError, match="not byte-level BPE, or doesn't reproduce every text"):
         BPETokenizer(change(bpe.hugging_face()).to_str())
 
 

@@ -187,7 +187,7 @@ def test_processes_share_each_batch_whatever_their_number():
     data = WindowDataset(torch.arange(1000).numpy(), block_size=4, stride=1)
     one = BatchLoader(data, 12, shuffle_seed=5)
     for ranks in (2, 3, 4):
-        several = [BatchLoader(data, 12 // ranks, shuffle_seed=5, rank=rank, ranks=ranks) for rank in range(ranks)]
+        several = [BatchLoader(data, 12 // ranks, shuffle_seed=5, rank=rank, world_size=ranks) for rank in range(ranks)]
         assert {len(loader) for loader in several} == {len(one)}
         for step in (0, 7, 200):
             parts = torch.cat([loader.batches(step)[0] for loader in several])
@@ -197,12 +197,12 @@ def test_processes_share_each_batch_whatever_their_number():
         rest = [next(iter(loader))[0] for loader in several]
         assert torch.equal(torch.cat(rest), one.batches(30)[0])
     with pytest.raises(UserError, match="360 sequences, no whole number of batches of 50"):
-        BatchLoader(data, 25, shuffle_seed=5, ranks=2).load_state_dict({"sequences": 360})
+        BatchLoader(data, 25, shuffle_seed=5, world_size=2).load_state_dict({"sequences": 360})
 
 
 def test_every_process_reads_as_many_batches_in_order():
     data = WindowDataset(torch.arange(100).numpy(), block_size=4, stride=4)  # 25 windows
-    several = [list(BatchLoader(data, 5, rank=rank, ranks=2)) for rank in range(2)]
+    several = [list(BatchLoader(data, 5, rank=rank, world_size=2)) for rank in range(2)]
     assert [len(batches) for batches in several] == [3, 3]
     read = torch.cat([inputs for batches in several for inputs, _ in batches])
     assert sorted(read[:, 0].tolist()) == [*range(0, 96, 4), 95]

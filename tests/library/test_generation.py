@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mingpt_lightning import GPT, UserError
-from mingpt_lightning.generation import Sampling, choose
-from mingpt_lightning.pretrained import their_name, turned
+from mingpt_lightning.generation import Sampling, sample
+from mingpt_lightning.pretrained import to_hf_name, transpose_conv1d
 from tests.common import MakeGPT
 
 V, T = 11, 8  # the sizes of `make_gpt`
@@ -98,7 +98,7 @@ def frequencies(logits: Tensor, seen: Tensor | None = None, **sampling: Any) -> 
     """How often each token comes in N draws."""
     uniform = torch.rand(N, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = None if seen is None else seen.expand(N, -1)
-    drawn = choose(logits.expand(N, -1), Sampling(**sampling), uniform, rows)
+    drawn = sample(logits.expand(N, -1), Sampling(**sampling), uniform, rows)
     assert drawn.shape == (N,)
     return torch.bincount(drawn, minlength=logits.shape[-1]).double()
 
@@ -232,9 +232,9 @@ def test_greedy_is_what_transformers_generates(make_gpt: MakeGPT) -> None:
     theirs = GPT2LMHeadModel(config).eval()
     gpt = make_gpt(block_size=64)
     for name, weight in gpt.named_parameters():
-        other = theirs.transformer.get_parameter(their_name(name))
+        other = theirs.transformer.get_parameter(to_hf_name(name))
         with torch.no_grad():
-            weight.copy_(turned(name, other))
+            weight.copy_(transpose_conv1d(name, other))
     for penalty in (1.0, 1.3):
         options = GenerationConfig(max_new_tokens=40, do_sample=False, repetition_penalty=penalty, pad_token_id=0)
         expected = theirs.generate(PROMPTS, attention_mask=torch.ones_like(PROMPTS), generation_config=options,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mingpt_lightning import GPT, UserError
-from mingpt_lightning.config import CONFIG_DIR
+from mingpt_lightning.cli.config import CONFIG_DIR
 from mingpt_lightning.gpt import MLP, Block, CausalSelfAttention
 from tests.common import MakeGPT
 
@@ -263,8 +263,8 @@ def theirs_by_our_names(reference: torch.nn.Module, value: Callable[[Tensor], Te
         tensor = value(weight)
         if any(part in name for part in ("c_attn.weight", "c_proj.weight", "c_fc.weight")):
             tensor = tensor.T  # its Conv1D keeps a linear layer's matrix the other way round
-        for their_name, our_name in names.items():
-            name = name.replace(their_name, our_name)
+        for to_hf_name, our_name in names.items():
+            name = name.replace(to_hf_name, our_name)
         result[name] = tensor
     return result
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mingpt_lightning import GPT, CharTokenizer, LanguageModel
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.datamodule import IGNORE
 from mingpt_lightning.text import language_reference
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.adder.datamodule import AdderDataModule, AdderTokenizer
 from projects.text.datamodule import TextDataModule
 from tests.common import MakeGPT, MakeTrainer

@@ -120,7 +120,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
 
 
 def test_rotary_heads_need_pairs() -> None:
-    with pytest.raises(UserError, match="heads of 3 channels have no pairs"):
+    with pytest.raises(UserError, match="heads of 3 channels cannot be rotated in pairs"):
         GPT(**SIZES | {"n_embd": 6}, position="rotary")
 
 

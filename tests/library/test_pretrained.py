@@ -162,7 +162,7 @@ def test_a_larger_vocabulary_keeps_the_old_tokens(folder: Path) -> None:
 
 
 def test_a_smaller_vocabulary_is_refused_with_a_way_out(folder: Path) -> None:
-    with pytest.raises(UserError, match=rf"has 61 tokens and the data has 10 .*datamodule\.tokenizer={folder}"):
+    with pytest.raises(UserError, match=rf"has 61 tokens and the data has 10 .*tokenizer={folder}"):
         GPT.from_pretrained(folder, vocab_size=10)
 
 

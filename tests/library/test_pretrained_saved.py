@@ -12,8 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2LMHeadModel
 
 from mingpt_lightning import GPT, CharTokenizer, UserError
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.errors import ResourceError
-from mingpt_lightning.tokenizer import BPETokenizer, Tokenizer
+from mingpt_lightning.tokenizer import Tokenizer
 from tests.library.gpt2_files import compare
 
 

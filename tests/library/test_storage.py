@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
-from mingpt_lightning.storage import check_room, damage, load_checkpoint, locked, read_manifest, write_checkpoint
+from mingpt_lightning.files import check_writable, lock
+from mingpt_lightning.storage import find_corruption, load_checkpoint, read_manifest, write_checkpoint
 from tests.common import ROOT
 
 
@@ -47,7 +48,7 @@ def test_the_manifest_forgets_files_that_are_gone(tmp_path):
     manifest = read_manifest(tmp_path)
     assert manifest is not None
     assert len(manifest) == 6
-    assert all(damage(file) is None for file in tmp_path.glob("*.ckpt"))
+    assert all(find_corruption(file) is None for file in tmp_path.glob("*.ckpt"))
 
 
 def flip(data: bytes) -> bytes:
@@ -105,7 +106,7 @@ def test_every_byte_of_the_records_is_covered_by_a_checksum(tmp_path):
     data = file.read_bytes()
     for place in range(offset, offset + 3000, 173):
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        assert damage(file) is not None
+        assert find_corruption(file) is not None
 
 
 def test_a_save_that_fails_leaves_everything_as_it_was(files, monkeypatch):
@@ -129,29 +130,29 @@ def test_a_save_that_fails_leaves_everything_as_it_was(files, monkeypatch):
 
 
 def test_a_folder_without_room_is_refused_before_anything(tmp_path):
-    check_room(tmp_path / "new", 1)
+    check_writable(tmp_path / "new", 1, "dirpath")
     with pytest.raises(ResourceError, match="checkpoints need 1,000,000"):
-        check_room(tmp_path, 10**15)
+        check_writable(tmp_path, 10**15, "dirpath")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write"):
-        check_room(tmp_path / "file", 1)
+        check_writable(tmp_path / "file", 1, "dirpath")
     assert not list(tmp_path.glob(".writable"))
 
 
 def test_a_folder_in_use_says_by_whom_and_is_free_when_that_process_is_gone(tmp_path):
     code = (
-        "import sys, pathlib; from mingpt_lightning.storage import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from mingpt_lightning.files import lock\n"
+        "with lock(pathlib.Path(sys.argv[1])): print('in', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "in\n"
-        with pytest.raises(UserError, match=f"is in use by process {process.pid}"), locked(tmp_path):
+        with pytest.raises(UserError, match=f"is in use by process {process.pid}"), lock(tmp_path):
             pass
         process.kill()
     assert (tmp_path / ".lock").exists(), "a killed process leaves its lock"
-    with locked(tmp_path):
+    with lock(tmp_path):
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
     assert not list(tmp_path.iterdir())
 

@@ -12,8 +12,8 @@ from tokenizers import models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mingpt_lightning import CharTokenizer, Tokenizer, UserError
+from mingpt_lightning.bpe import BPETokenizer, read_tokenizer
 from mingpt_lightning.errors import CheckpointError
-from mingpt_lightning.tokenizer import BPETokenizer, read_tokenizer
 from projects.adder.datamodule import AdderTokenizer
 from tests.common import ODD
 
@@ -29,7 +29,7 @@ def test_a_prompt_with_unknown_characters_follows_the_policy() -> None:
 
 @pytest.mark.parametrize("on_unknown", ["", "x", "ab", "ignore"])
 def test_an_unknown_policy_is_refused(on_unknown: str) -> None:
-    with pytest.raises(UserError, match=r"on_unknown=.*error, skip, or one character"):
+    with pytest.raises(UserError, match=r"on_unknown=.*error, skip, or a replacement character"):
         CharTokenizer("abc", on_unknown=on_unknown)
 
 
@@ -110,7 +110,7 @@ def test_words_are_no_characters(tmp_path: Path) -> None:
 
 
 def test_half_a_character_cannot_be_exported() -> None:
-    with pytest.raises(UserError, match=r"character 1 is half of one: '\\ud800' \(U\+D800\)"):
+    with pytest.raises(UserError, match=r"character 1 is a lone surrogate: '\\ud800' \(U\+D800\)"):
         CharTokenizer("a\ud800").hugging_face()
 
 
@@ -125,5 +125,5 @@ def test_a_saved_tokenizer_is_read_again(tokenizer, tmp_path):
 
 
 def test_the_notation_of_a_task_is_not_saved(tmp_path):
-    with pytest.raises(UserError, match="notation of its own"):
+    with pytest.raises(UserError, match="its own notation"):
         AdderTokenizer(ndigit=2).save(tmp_path)

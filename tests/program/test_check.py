@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mingpt_lightning import GPT, check
+from mingpt_lightning import GPT
+from mingpt_lightning.cli import check
 from mingpt_lightning.datamodule import BatchLoader
 from projects.adder.datamodule import AdderDataModule
 
@@ -60,7 +61,7 @@ def found(cli: CLI, name: str, *config: str) -> str:
     code, out, page = cli(*SMALL, *config)
     assert words(page) == {**dict.fromkeys(NAMES, "ok"), name: "off"}, page
     assert (code, out) == (2, "")
-    assert page.endswith(f"error: off: {name} (task=check). Mend that before a long run.\n")
+    assert page.endswith(f"error: off: {name} (task=check). Fix that before a long run.\n")
     assert list(Path().rglob("*")) == []
     return texts(page)
 
@@ -93,7 +94,7 @@ def test_an_absurd_learning_rate_is_found(cli: CLI, monkeypatch: pytest.MonkeyPa
 
 
 def test_what_takes_too_long_is_not_decided_and_not_off(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "LEARNT", 0.0)
+    monkeypatch.setattr(check, "OVERFIT", 0.0)
     code, _, page = cli(*SMALL)
     assert (code, words(page)) == (0, {**dict.fromkeys(NAMES, "ok"), "one batch": "--"})
     assert "not decided: loss" in page
@@ -116,7 +117,7 @@ def test_a_disk_without_room_is_found(cli: CLI, monkeypatch: pytest.MonkeyPatch)
     code, _, page = cli(*SMALL)
     assert code == 2
     assert words(page) == {**dict.fromkeys(NAMES, "ok"), "disk": "off", "resume": "--"}
-    assert "Make room, choose another run_dir=" in page
+    assert "Free some space, or choose another folder" in page
     assert list(Path().rglob("*")) == []
 
 

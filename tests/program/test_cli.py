@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from mingpt_lightning import LanguageModel
-from mingpt_lightning.config import CONFIG_DIR
+from mingpt_lightning.cli.config import CONFIG_DIR
 from tests.common import CHARS, ROOT, SMALL, TINY, summary
 
 
@@ -22,7 +22,8 @@ def test_fit_leaves_the_files_of_a_run(cli):
     assert (code, out) == (0, "")
     assert "exact match" in err
     assert "task=generate checkpoint=run" in err
-    assert {f.name for f in Path("run").iterdir()} == {".hydra", "checkpoints", "metrics.csv", "summary.json"}
+    files = {".hydra", "checkpoints", "curves.png", "metrics.csv", "summary.json"}
+    assert {f.name for f in Path("run").iterdir()} == files
     assert {f.name for f in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "manifest.json"}
     result = summary()
     assert set(result) == {"task", "metrics", "steps", "tokens", "seconds", "parameters", "checkpoint"}
@@ -139,10 +140,18 @@ def test_newer_layers_muon_and_wsd_from_the_first_step_to_generation(cli):
     assert not Path("folder").exists()
 
 
-def test_the_choice_of_the_machine_is_printed(cli):
+def test_the_first_lines_say_what_is_trained(cli):
     code, _, err = cli(*TINY, "trainer=cpu", "run_dir=run")
     assert code == 0
-    assert re.search(r"GPT of [\d,]+ parameters on cpu, 32-true, \d+ threads$", err, re.MULTILINE)
+    for line in (
+        r"data +adder: 9,000 train, 500 val, 500 test sequences of 6 tokens, vocabulary of 10",
+        r"model +GPT of [\d,]+ parameters, n_layer=1 n_head=2 n_embd=16",
+        r"training +6 steps of 64 sequences \(384 tokens\), AdamW, learning rate 0\.0168",
+        r"device +cpu, 32-true, \d+ threads",
+        r"run folder +run",
+    ):
+        assert re.search(rf"^{line}$", err, re.MULTILINE), line
+    assert err.index("run folder") < err.index("step ")
 
 
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a compiler")

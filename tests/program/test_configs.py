@@ -6,8 +6,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mingpt_lightning.build import build
-from mingpt_lightning.config import CONFIG_DIR
+from mingpt_lightning.cli.build import build
+from mingpt_lightning.cli.config import CONFIG_DIR
 from mingpt_lightning.datamodule import IGNORE, SequenceDataModule
 from mingpt_lightning.tokenizer import Tokenizer
 from tests.common import choices

@@ -15,5 +15,5 @@ def test_the_command_line_names_the_last_good_checkpoint(cli, monkeypatch):
     assert code == 5
     assert err.splitlines()[-1] == (
         "error: the loss is inf at step 5, with learning rate 0.00986; the weights were not updated (optimizer.lr). "
-        "The last good checkpoint is run/checkpoints/last.ckpt. Lower optimizer.lr, or see what is in the data."
+        "The last good checkpoint is run/checkpoints/last.ckpt. Lower lr, or check the data."
     )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from mingpt_lightning.build import build, check_targets
+from mingpt_lightning.cli.build import build, check_targets
 from mingpt_lightning.errors import UserError
 from tests.common import ROOT, SMALL
 
@@ -16,7 +16,7 @@ REFUSED = [
     "torch.hub.load",
     "mingpt_lightning.storage.os.system",
     "mingpt_lightning.storage.torch.load",
-    "mingpt_lightning.tasks.shutil.rmtree",
+    "mingpt_lightning.cli.evaluate.shutil.rmtree",
     "projects.adder.datamodule.np.load",
     "projects.adder.datamodule.np",
     "torch.optim.lr_scheduler.warnings.warn",

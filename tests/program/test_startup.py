@@ -2,23 +2,56 @@
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 
+import pytest
 import pytorch_lightning as pl
 import yaml
 
-from mingpt_lightning.cli import quoted
-from mingpt_lightning.config import CONFIG_DIR
+import mingpt_lightning
+from mingpt_lightning.cli.config import CONFIG_DIR
+from mingpt_lightning.cli.main import quoted
 from tests.common import ROOT, python
 
 
 def test_help_is_a_page(cli):
     code, out, _ = cli("--help")
     assert code == 0
-    for word in ("python main.py", "task=generate", "model: ", "experiment: ", "checkpoint=RUN", "Tab completion"):
+    assert out.startswith("usage: python main.py ")
+    for word in ("task=generate", "  model  ", "gpt-nano (3x48)", "  experiment  ", "checkpoint=RUN", "Tab completion"):
         assert word in out
     assert len(out.splitlines()) < 60
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_help_of_a_task_shows_its_keys(cli):
+    code, out, _ = cli("task=generate", "--help")
+    assert code == 0
+    assert out.startswith("usage: python main.py task=generate ")
+    for key in yaml.safe_load((CONFIG_DIR / "task/generate.yaml").read_text()).keys() - {"task", "hydra"}:
+        assert re.search(rf"^  {key}=\S+ +\w", out, re.MULTILINE), key
+    assert max(map(len, out.splitlines())) <= 100
+    assert "model.n_layer=12" in cli("model=gpt2", "--help")[1]
+
+
+@pytest.mark.parametrize("option", ["--help", "--info", "--version"])
+def test_a_reader_may_leave_early(tmp_path, option):
+    command = f"{sys.executable} -u {ROOT / 'main.py'} {option} | head -n 1"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
+
+
+def test_the_version_is_the_librarys(cli):
+    assert cli("--version")[1] == f"mingpt-lightning {mingpt_lightning.__version__}\n"
+
+
+def test_python_m_is_the_same_program(tmp_path):
+    command = [sys.executable, "-m", "mingpt_lightning", "--help"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("usage: python -m mingpt_lightning ")
 
 
 def test_tab_completion(cli):

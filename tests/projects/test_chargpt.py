@@ -50,7 +50,7 @@ def test_a_split_may_be_left_out(book: Path) -> None:
 
 @pytest.mark.parametrize("split", [[0.5, 0.5], [0.9, 0.2, -0.1], [0.0, 0.5, 0.5], [0.5, 0.2, 0.2]])
 def test_shares_that_do_not_add_up_are_refused(book: Path, split: list[float]) -> None:
-    with pytest.raises(UserError, match=r"datamodule\.split"):
+    with pytest.raises(UserError, match=r"split"):
         CharDataModule(str(book), split=split)
 
 
@@ -93,7 +93,7 @@ def test_a_long_text_is_read_in_pieces(book: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_missing_file_is_refused_with_its_whole_path(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"nowhere.txt does not exist .*datamodule.path") as caught:
+    with pytest.raises(UserError, match=r"nowhere.txt does not exist .*path") as caught:
         CharDataModule(str(tmp_path / "nowhere.txt"))
     assert str(tmp_path) in str(caught.value)
     with pytest.raises(UserError, match="is a folder"):
@@ -104,7 +104,7 @@ def test_a_missing_file_is_refused_with_its_whole_path(tmp_path: Path) -> None:
 def test_an_empty_file_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "empty.txt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"empty.txt is empty .*datamodule.path"):
+    with pytest.raises(UserError, match=r"empty.txt is empty .*path"):
         CharDataModule(str(path))
 
 
@@ -221,7 +221,7 @@ def test_a_path_comes_before_a_url(web: Web, book: Path) -> None:
 
 
 def test_another_file_than_expected_is_refused(web: Web, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{web.url} is not the expected file.*datamodule.path="):
+    with pytest.raises(UserError, match=rf"{web.url} is not the expected file.*path="):
         CharDataModule(url=web.url, sha256="0" * 64, block_size=8)
     assert cached(tmp_path) == []
 
@@ -234,27 +234,27 @@ def test_a_file_of_another_hash_is_not_taken_from_the_cache(web: Web) -> None:
 
 def test_without_server_or_cache_the_error_names_the_way_out(web: Web, tmp_path: Path) -> None:
     web.stop()
-    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*datamodule\.path="):
+    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*path="):
         CharDataModule(url=web.url)
     assert cached(tmp_path) == []
 
 
 def test_an_error_of_the_server_is_not_a_text(web: Web, tmp_path: Path) -> None:
     web.status = 404
-    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*404.*datamodule\.path="):
+    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*404.*path="):
         CharDataModule(url=web.url)
     assert cached(tmp_path) == []
 
 
 def test_half_a_file_is_refused(web: Web, tmp_path: Path) -> None:
     web.promised_more = 1000
-    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*datamodule\.path="):
+    with pytest.raises(ResourceError, match=rf"cannot fetch {web.url}.*path="):
         CharDataModule(url=web.url)
     assert cached(tmp_path) == []
 
 
 def test_what_is_no_url_is_refused() -> None:
-    with pytest.raises(ResourceError, match=r"cannot fetch book\.txt.*datamodule\.path="):
+    with pytest.raises(ResourceError, match=r"cannot fetch book\.txt.*path="):
         CharDataModule(url="book.txt")
 
 

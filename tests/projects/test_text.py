@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from mingpt_lightning import CharTokenizer, UserError
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.datamodule import IGNORE
 from mingpt_lightning.text import language_reference
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.text import corpus as corpus_module
 from projects.text import datamodule as text_module
 from projects.text.datamodule import TextDataModule
@@ -48,7 +48,7 @@ def test_globs_and_lists(tmp_path: Path, tokenizer: str) -> None:
     assert names("b/c/2.txt", "a/*") == ["b/c/2.txt", "a/3.md", "a/[x].txt"]
     assert names("b/1.txt", "b/**/*.txt") == ["b/1.txt", "b/c/2.txt"]  # each file once
     assert names("a/[x].txt") == ["a/[x].txt"]
-    with pytest.raises(UserError, match=r"empty\.txt is empty .*datamodule\.path"):
+    with pytest.raises(UserError, match=r"empty\.txt is empty .*path"):
         names("b/1.txt", "b/empty.txt")
 
 
@@ -68,7 +68,7 @@ def test_a_document_per_line(tmp_path: Path, tokenizer: str) -> None:
         ("3", r"no text under 'text'; this is no object \(.*rows\.jsonl:3\)"),
         ('{"body": "x", "id": 3}', r"no text under 'text'; there is body, id \(.*rows\.jsonl:3\).*text_field"),
         ('{"text": null}', r"no text under 'text'.*rows\.jsonl:3\)"),
-        ('{"text": "a\\ud800"}', r"character 1 is half of one.*rows\.jsonl:3\)"),
+        ('{"text": "a\\ud800"}', r"character 1 is a lone surrogate.*rows\.jsonl:3\)"),
         ("[" * 100_000, r"not JSON: .*rows\.jsonl:3\)"),
     ],
 )
@@ -110,8 +110,8 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, book: Path, tokenizer: s
     (tmp_path / "empty.txt").touch()
     (tmp_path / "rows.jsonl").write_text('{"text": ""}')
     for path, message in [
-        ("nowhere.txt", r"nowhere\.txt does not exist \(datamodule\.path\)"),
-        ("*.rst", r"no file with text matches .*\*\.rst \(datamodule\.path\)"),
+        ("nowhere.txt", r"nowhere\.txt does not exist \(path\)"),
+        ("*.rst", r"no file with text matches .*\*\.rst \(path\)"),
         (".", r"is a folder .*\*\*/\*\.txt"),
         ("empty.txt", r"empty\.txt is empty"),
         ("latin.txt", r"latin\.txt is not UTF-8: byte 0 .*iconv"),
@@ -159,11 +159,11 @@ def test_too_short_a_text_is_refused_with_a_block_size_that_works(
 
 def test_bad_arguments_are_refused_before_any_work(tmp_path: Path, cache: Path) -> None:
     nowhere = str(tmp_path / "nowhere.txt")
-    with pytest.raises(UserError, match=r"datamodule\.split"):
+    with pytest.raises(UserError, match=r"split"):
         TextDataModule(nowhere, split=[0.5, 0.2, 0.2])
     with pytest.raises(UserError, match="block_size=0"):
         TextDataModule(nowhere, block_size=0)
-    with pytest.raises(UserError, match=r"datamodule\.revision"):
+    with pytest.raises(UserError, match=r"revision"):
         TextDataModule(revision="main")
     assert not cache.exists()
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from mingpt_lightning import UserError
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.errors import ResourceError
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.text import cache as cache_module
 from projects.text import datamodule as text_module
 from projects.text.cache import Cache
@@ -102,7 +102,7 @@ def test_a_process_that_is_killed_leaves_nothing_in_the_way(book: Path, tokenize
     book.write_text(FOX * 50)
     code = f"""
 import sys, time
-from mingpt_lightning.tokenizer import BPETokenizer
+from mingpt_lightning.bpe import BPETokenizer
 from projects.text import corpus, datamodule
 datamodule.BATCH, corpus.PIECE = 20_000, 1_000
 real, calls = BPETokenizer.encode_batch, []

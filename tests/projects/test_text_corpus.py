@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers, trainers
 
 from mingpt_lightning import UserError
+from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.text import language_reference
-from mingpt_lightning.tokenizer import BPETokenizer
 from projects.text import corpus as corpus_module
 from projects.text.cache import Cache
 from projects.text.corpus import Corpus

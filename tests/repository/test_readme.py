@@ -5,8 +5,8 @@ import shlex
 
 import pytest
 
-from mingpt_lightning.cli import quoted
-from mingpt_lightning.tokenizer import BPETokenizer
+from mingpt_lightning.bpe import BPETokenizer
+from mingpt_lightning.cli.main import quoted
 from tests.common import ROOT, choices
 
 
