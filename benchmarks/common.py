@@ -146,30 +146,21 @@ def cpu_lines() -> list[str]:
 
 def our_run(overrides: list[str], folder: str, *callbacks: Any) -> tuple[Any, Any, Any]:
     """What `python main.py` would train with these overrides: system, Trainer, datamodule. It writes into `folder`."""
-    import pytorch_lightning as pl
     from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
 
-    from mingpt_lightning import LanguageModel
-    from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
     from mingpt_lightning.cli.config import CONFIG_DIR
-    from mingpt_lightning.device import keep_memory, set_threads
+    from mingpt_lightning.cli.run import assemble
 
     with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        cfg: Any = compose("config", [f"run_dir={folder}", *overrides])
-    cfg = OmegaConf.create(OmegaConf.to_yaml(cfg).replace("${hydra:runtime.output_dir}", folder))
-    pl.seed_everything(cfg.seed, verbose=False)
-    data = build(cfg.datamodule, "datamodule")
-    gpt = build(cfg.model, "model", vocab_size=data.vocab_size, block_size=data.block_size)
-    optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
-    system = LanguageModel(gpt, optimizer, scheduler, data.tokenizer)
-    loggers = build_each(cfg.logger, "logger")
-    hooks = build_callbacks(cfg.callbacks, system.metric_names(), logging=bool(loggers))
-    n_embd = gpt.config["n_embd"]
-    trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *callbacks], logger=loggers or False)
-    set_threads(n_embd)
-    keep_memory()
-    return system, trainer, data
+        cfg: Any = compose("config", [f"run_dir={folder}", *overrides], return_hydra_config=True)
+    with open_dict(cfg):
+        cfg.hydra.runtime.output_dir = folder
+        HydraConfig.instance().set_config(cfg)
+        del cfg.hydra
+    run = assemble(cfg, callbacks=list(callbacks))
+    return run.system, run.trainer, run.datamodule
 
 
 def clock(score: Callable[[], dict[str, Any]], every: int, done: Callable[[dict[str, Any]], bool]) -> Any:

@@ -127,8 +127,8 @@ def stop_at(moment: str, step: int, number: int) -> None:
     if moment == "save":
         real_save = Checkpoint.save
 
-        def save(self: Checkpoint, trainer: Any, pending: bool = False) -> None:
-            real_save(self, trainer, pending)
+        def save(self: Checkpoint, trainer: Any) -> None:
+            real_save(self, trainer)
             send(trainer.global_step >= step)
 
         Checkpoint.save = save  # type: ignore[method-assign]

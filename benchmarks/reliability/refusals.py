@@ -1,5 +1,6 @@
 """What must be refused: a loss that is not finite, a folder that is not writable, a mistyped command (F6, F9, F12)."""
 
+import importlib
 import itertools
 import os
 import random
@@ -53,15 +54,14 @@ def unwritable(bench: Bench, number: int) -> Verdict:
     run_dir.chmod(0o555)
 
     def before() -> None:
-        import mingpt_lightning.cli as cli
+        main = importlib.import_module("mingpt_lightning.cli.main")
+        real = main.check_config
 
-        real = cli.check
-
-        def check(cfg: Any) -> None:
+        def check_config(cfg: Any) -> None:
             real(cfg)
             os.seteuid(65534)  # nobody; only from here on, because nobody may be unable to read Python's files
 
-        cli.check = check
+        main.check_config = check_config
 
     run = Run(place, *TINY, f"run_dir={run_dir}", before=before)
     code = run.wait()

@@ -114,7 +114,7 @@ def preload() -> None:
     """Import everything that a run imports, without starting a thread, which a fork would not inherit."""
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    for name in ("transformers", "hydra._internal.utils", "mingpt_lightning.cli.evaluate"):
+    for name in ("transformers", "hydra._internal.utils", "mingpt_lightning.cli.fit", "matplotlib.figure"):
         importlib.import_module(name)
     for project in ("adder", "sort", "chargpt", "text"):
         importlib.import_module(f"projects.{project}.datamodule")
