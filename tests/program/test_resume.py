@@ -1,12 +1,15 @@
 """Going on with a run, or refusing to."""
 
+import csv
 import hashlib
+import shutil
 from pathlib import Path
 
+import pytest
 import pytorch_lightning as pl
 
 from mingpt_lightning.checkpoint import read_checkpoint
-from tests.common import SMALL, same, summary
+from tests.common import ROOT, SMALL, same, summary
 
 TINY = (
     *(*SMALL, "model.dropout=0.1", "trainer=cpu"),
@@ -136,3 +139,35 @@ def test_other_versions_are_named(cli, monkeypatch):
     assert code == 0
     assert "now; the last bits may differ" in err
     assert "changed     pytorch_lightning: " in err
+
+
+OLD = (
+    *("model.n_layer=1", "model.n_head=2", "model.n_embd=8", "model.dropout=0.1", "datamodule.ndigit=1"),
+    *("trainer=cpu", "trainer.max_steps=16", "trainer.val_check_interval=6", "trainer.log_every_n_steps=2"),
+    *("callbacks.checkpoint.every_n_train_steps=4", "datamodule.batch_size=8", "run_dir=run", "resume=auto"),
+)
+"""The settings of a run that the version of 2026-11-26 began, and that was stopped after 10 of 16 steps."""
+
+
+@pytest.mark.parametrize("spelled", [(), ("model._target_=mingpt_lightning.GPT",)], ids=["same", "another spelling"])
+def test_a_run_of_the_version_before_goes_on(cli, spelled):
+    shutil.copytree(ROOT / "tests/fixtures/run_0_1_0", "run")
+    code, _, err = cli(*OLD, *spelled)
+    assert code == 0, err
+    assert "resuming    run/checkpoints/last.ckpt, step 10" in err
+    assert "_target_" not in err
+    result = summary()
+    assert (result["steps"], result["tokens"]) == (16, 16 * 8 * 3)
+    # What that version came to when nothing stopped it; another processor may differ in the last digits.
+    assert result["metrics"]["test/loss"] == pytest.approx(1.7903646, rel=1e-3)
+    assert result["metrics"]["val/loss"] == pytest.approx(1.6882244, rel=1e-3)
+    assert cli("task=generate", "checkpoint=run", "prompt=1+1")[1].startswith("1+1=")
+    with open("run/metrics.csv") as stream:
+        assert [row["step"] for row in csv.DictReader(stream)][-3:] == ["12", "14", "16"]
+
+
+def test_another_class_of_the_same_name_is_another_model(cli):
+    shutil.copytree(ROOT / "tests/fixtures/run_0_1_0", "run")
+    code, _, err = cli(*OLD, "optimizer._target_=torch.optim.Adam")
+    assert code == 3
+    assert "optimizer._target_: torch.optim.AdamW in the checkpoint, torch.optim.Adam now" in err
