@@ -33,6 +33,13 @@ OF_THE_USER = (
 """How names of environment variables begin that change what a training does or what it prints."""
 
 
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """Without pytest-xdist, take its options of pyproject.toml for nothing."""
+    if not pluginmanager.hasplugin("xdist"):
+        for name in ("--numprocesses", "--maxprocesses", "--dist"):
+            parser.addoption(name, help="ignored: there is no pytest-xdist")
+
+
 def pytest_configure() -> None:
     """Give this process, and so those that it starts, the same surroundings however pytest was started.
 

@@ -14,10 +14,10 @@ from mingpt_lightning.device import keep_memory
 from tests.common import ROOT
 if "keep" in sys.argv:
     keep_memory()
-for _ in range(20):
+for _ in range(3):
     torch.ones(2**24)  # until the heap has found its size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(10):
+for _ in range(3):
     torch.ones(2**24)  # 64 MB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -25,7 +25,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 def faults(*arguments: str, **environment: str) -> int:
     """How often the system had to hand out memory for tensors that come and go."""
-    return int(python(FAULTS, *arguments, env=environment).stdout)
+    return int(python(FAULTS, *arguments, env={"OMP_NUM_THREADS": "1"} | environment).stdout)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -124,8 +125,8 @@ def test_at_a_terminal_it_asks_answers_and_leaves(cli: Cli, model: tuple[GPT, BP
 
 
 def test_a_reader_who_has_seen_enough(cli: Cli, model: tuple[GPT, BPETokenizer], tmp_path: Path) -> None:
-    command = f"{sys.executable} {ROOT / 'main.py'} {' '.join(GENERATE)} prompt=the max_new_tokens=3000 | head -c 50"
-    run = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True)
+    main = shlex.join([sys.executable, str(ROOT / "main.py"), *GENERATE, "prompt=the", "max_new_tokens=3000"])
+    run = subprocess.run(f"{main} | head -c 50", shell=True, cwd=tmp_path, capture_output=True, check=True)
     assert len(run.stdout) == 50
     assert run.stderr == b""
 

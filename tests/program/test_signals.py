@@ -1,6 +1,7 @@
 """Being asked to stop in training: by a person, a scheduler, or a closed pipe."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ LONG = (
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_saves_everything_so_far(tmp_path, number):
-    arguments = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *SMALL, "trainer.max_steps=1000000"]
+    arguments = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *LONG]
     with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:  # training is under way when the first validation is reported
@@ -66,10 +67,11 @@ def test_a_preempted_slurm_job_asks_to_run_again_and_goes_on_by_itself(tmp_path)
 
 
 def test_training_outlives_whoever_reads_its_messages(tmp_path):
-    command = f"{sys.executable} {ROOT / 'main.py'} {' '.join(LONG)} trainer.max_steps=200 run_dir=run 2>&1 | head -n 1"
+    main = shlex.join([sys.executable, str(ROOT / "main.py"), *LONG])
+    command = f"{main} trainer.max_steps=60 run_dir=run 2>&1 | head -n 1"
     subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=True)
-    assert summary(tmp_path / "run")["steps"] == 200
-    closed = [sys.executable, str(ROOT / "main.py"), *LONG, "trainer.max_steps=20", "run_dir=closed"]
-    result = subprocess.run(f"exec {' '.join(closed)} >&- 2>&-", shell=True, cwd=tmp_path, check=False)
+    assert summary(tmp_path / "run")["steps"] == 60
+    command = f"exec {main} trainer.max_steps=20 run_dir=closed >&- 2>&-"
+    result = subprocess.run(command, shell=True, cwd=tmp_path, check=False)
     assert result.returncode == 0
     assert (tmp_path / "closed/summary.json").exists()
