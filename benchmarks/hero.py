@@ -21,7 +21,7 @@ from benchmarks.charts import FAINT, INK, OURS, PEER, STYLE, save
 from benchmarks.learning_curves import curve
 from mingpt_lightning import LanguageModel
 
-LINES, COLUMNS = 14, 46
+LINES, COLUMNS = 16, 46
 
 
 def sample(system: LanguageModel, seed: int) -> list[str]:
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the text")
     parser.add_argument("-o", "--output", type=Path, default=Path("assets/hero.png"))
     arguments = parser.parse_args()
-    system = LanguageModel.load_from_checkpoint(arguments.run / "checkpoints" / "best.ckpt").eval()
+    system = LanguageModel.load_from_checkpoint(arguments.run / "checkpoints" / "best.ckpt")
     train, val = (curve(arguments.run, f"{split}/loss") for split in ("train", "val"))
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(
