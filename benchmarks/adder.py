@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import ROOT, Table, Worker, clock, machine, our_run, parser, ratio, report
+from benchmarks.common import ROOT, Table, clock, machine, once, our_run, parser, ratio, report
 from benchmarks.peers import ADDER, find, load
 
 GOAL = 0.99
@@ -145,10 +145,10 @@ def main() -> None:
     )
     times: dict[str, tuple[list[float], list[float]]] = {"first step": ([], []), "process start": ([], [])}
     for seed in range(1 if arguments.tiny else arguments.rounds):
-        mine = Worker("benchmarks.adder", "ours", "--seed", str(seed), *overrides).ready
+        mine = once("benchmarks.adder", "ours", "--seed", str(seed), *overrides)
         theirs = {"seconds": float("nan"), "step": "", "score": 0.0}
         if there:
-            theirs = Worker("benchmarks.adder", "minGPT", "--seed", str(seed), "--peers", str(folder)).ready
+            theirs = once("benchmarks.adder", "minGPT", "--seed", str(seed), "--peers", str(folder))
         rows: list[tuple[Any, ...]] = [
             ("first step", mine["seconds"], mine["step"], f"{mine['score']:.1%}", theirs["seconds"], theirs["step"])
         ]

@@ -92,7 +92,14 @@ class Worker:
 
     def stop(self) -> None:
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()  # waits, and closes the pipes
+
+
+def once(module: str, name: str, *arguments: str) -> dict[str, Any]:
+    """The report of a contestant that does all its work before it is ready."""
+    worker = Worker(module, name, *arguments)
+    worker.stop()
+    return worker.ready
 
 
 def serve(turn: Callable[[], dict[str, Any]], **ready: Any) -> None:

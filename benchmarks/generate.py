@@ -51,9 +51,9 @@ def sweep_seconds(model: torch.nn.Module) -> float:
     return min(seconds(lambda: [w.sum(dtype=torch.int32) for w in as_bytes]) for _ in range(5))
 
 
+@torch.no_grad()
 def main() -> None:
     arguments = parser(__doc__).parse_args()
-    torch.set_grad_enabled(False)
     sizes = Sizes(2, 2, 64, 500) if arguments.tiny else Sizes()
     cases = [(rows, prompt // 8, new // 10) for rows, prompt, new in CASES] if arguments.tiny else CASES
     reference = transformers(sizes, initializer_range=0.05)

@@ -1,9 +1,9 @@
-"""Draws the learning curves of some runs: the picture in README.
+"""Draw the learning curves of several runs: assets/learning_curves.png.
 
     python benchmarks/learning_curves.py --adder RUN [RUN …] --shakespeare RUN [RUN …]
 
-Left, the exact match on the adder's validation split; right, the loss on tiny Shakespeare, with nanoGPT's final one
-as a line. Both against optimizer steps, read from each run's metrics.csv.
+Left, the exact match on the adder's validation split; right, the loss on tiny Shakespeare, with nanoGPT's final loss
+as a line. Both over optimizer steps, read from the metrics.csv of each run.
 """
 
 import argparse
@@ -17,10 +17,11 @@ from matplotlib import pyplot as plt
 
 
 def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
-    """Optimizer steps and values of a metric, from a run folder."""
-    with (run / "metrics.csv").open() as stream:
-        points = [(int(row["step"]) + 1, float(row[metric])) for row in csv.DictReader(stream) if row.get(metric)]
-    return [step for step, _ in points], [value for _, value in points]
+    """Steps, counted from 1, and values of a metric in the metrics.csv of a run folder; rows without it are skipped."""
+    with (run / "metrics.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row.get(metric)]
+    first = 0 if rows and "tokens" in rows[0] else 1  # without that column, a file counts steps from 0
+    return [int(row["step"]) + first for row in rows], [float(row[metric]) for row in rows]
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from benchmarks.common import Table, Worker, clock, machine, our_run, parser, report
+from benchmarks.common import Table, clock, machine, once, our_run, parser, report
 from benchmarks.peers import Sizes, available, loss, nanogpt
 
 BLOCK, BATCH, STEPS = 64, 12, 2000  # nanoGPT's for a CPU
@@ -167,9 +167,7 @@ def compare(options: argparse.Namespace) -> None:
         common += ["--tiny"] * options.tiny
         yardstick = None
         for name in names:
-            worker = Worker("benchmarks.shakespeare", name, *common)
-            points = worker.ready["points"]
-            worker.stop()
+            points = once("benchmarks.shakespeare", name, *common)["points"]
             yardstick = yardstick or points[-1]
             until = reached(points, yardstick["loss"])
             values = [at(points, seconds) for seconds in (15, 30, 60, yardstick["seconds"])]
@@ -196,9 +194,7 @@ def ingredients(options: argparse.Namespace) -> None:
             given = [*PRESETS["ours, best preset"], f"seed={seed}", *overrides]
             given += [f"trainer.max_steps={options.steps}"] * (options.steps is not None)
             common = ["--text", str(options.text), "--overrides", *given]
-            worker = Worker("benchmarks.shakespeare", "ours with overrides", *common)
-            curves.append(worker.ready["points"])
-            worker.stop()
+            curves.append(once("benchmarks.shakespeare", "ours with overrides", *common)["points"])
         ends = [points[-1]["loss"] for points in curves]
         times = [points[-1]["seconds"] for points in curves]
         limit = limit or mean(times)
