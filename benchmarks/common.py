@@ -119,14 +119,21 @@ def report(**values: Any) -> None:
 
 def peak_rss() -> int:
     """Peak resident memory of this process, in bytes."""
+    if peak := status("VmHWM"):
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def allocated() -> int:
     """Anonymous resident memory of this process, in bytes, without pages of files; 0 where /proc is missing."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    return status("RssAnon")
+
+
+def status(name: str) -> int:
+    """A size in /proc/self/status, in bytes; 0 if missing. VmHWM, unlike ru_maxrss, does not count the parent."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def seconds(function: Callable[[], object]) -> float:
