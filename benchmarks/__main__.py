@@ -1,9 +1,9 @@
-"""All benchmarks, one after the other, and what they found in one page of markdown and one file of JSON.
+"""Run all benchmarks and collect their tables in one page of markdown and one file of JSON.
 
     python -m benchmarks --peers FOLDER --text FILE [--output FOLDER] [--only NAME …] [--tiny]
 
-FOLDER holds checkouts of minGPT and nanoGPT, FILE is tiny Shakespeare; a benchmark that lacks something says so.
-Nothing else should run meanwhile. Writes results.md and results.json.
+FOLDER holds checkouts of minGPT and nanoGPT, FILE is tiny Shakespeare; a benchmark reports what it lacks. Run nothing
+else meanwhile. Writes results.md and results.json.
 """
 
 import argparse
@@ -25,13 +25,13 @@ SUITE = {
     "startup": "Start-up",
     "overhead": "What Lightning and callbacks add to a step",
     "data": "Loading",
-    "scaling": "Growth laws",
+    "scaling": "Scaling of time and memory",
     "gpu_gpt2": "GPT-2 124M on a GPU",
 }
 
 
 def command(name: str, options: argparse.Namespace, rows: Path) -> list[str] | None:
-    """How to run a benchmark; None when what it needs was not given."""
+    """The command of a benchmark; None if it needs an option that was not given."""
     module = "shakespeare" if name == "ingredients" else name
     run = [sys.executable, "-m", f"benchmarks.{module}", "--peers", str(options.peers.resolve())]
     if name != "generate":
@@ -46,7 +46,7 @@ def command(name: str, options: argparse.Namespace, rows: Path) -> list[str] | N
 
 
 def write(folder: Path, page: list[str], rows: Path) -> None:
-    """What is known so far."""
+    """Write the results so far."""
     (folder / "results.md").write_text("\n".join(page))
     found = [json.loads(line) for line in rows.read_text().splitlines()] if rows.exists() else []
     (folder / "results.json").write_text(json.dumps({"machine": machine(), "rows": found}, indent=1))

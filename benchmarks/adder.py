@@ -1,12 +1,11 @@
-"""Seconds until a model adds two-digit numbers: 99 % right on 500 sums that it has never seen.
+"""Seconds until a model adds two-digit numbers: 99 % of 500 held-out sums.
 
     python -m benchmarks.adder --peers FOLDER
 
 Ours is `python main.py experiment=adder_fast`, or with other overrides; minGPT is its project `projects/adder` as
-shipped. Two clocks: from the first training step, where both are scored every 50 steps and the scoring is off the
-clock; and of whole processes from their start, where ours trains to its end, tests and exits, and minGPT runs until it
-first reports 99 % (it looks every 500 iterations).
-One round is one seed.
+shipped. Two clocks: from the first training step, with both scored every 50 steps and the scoring not counted; and of
+whole processes, where ours trains to the end, tests and exits, and minGPT runs until it first reports 99 % (it
+evaluates every 500 iterations). One round is one seed.
 """
 
 import argparse

@@ -4,7 +4,7 @@
     python -m benchmarks.charts docs/data/generate.json -o generate.png    one of them
 
 A file of data is what `python -m benchmarks` writes as results.json, or the lines of `--json`; of several benchmarks,
-the first that has a chart is drawn. Ours is coloured, peers are grey.
+the first that has a chart is drawn. Ours is blue, peers are grey.
 """
 
 import argparse

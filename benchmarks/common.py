@@ -1,8 +1,8 @@
-"""What the benchmarks share: contestants in processes of their own, turns, ratios, and tables.
+"""Shared by all benchmarks: contestants in separate processes that take turns, ratios, and tables.
 
-Figures of a shared machine vary from minute to minute, so contestants take turns, and what counts is the ratio within a
-round: its median, and the smallest and largest. A contestant has a process of its own, because threads, memory and
-caches of one would disturb the other.
+Timings on a shared machine vary from minute to minute, so contestants take turns, and the result is the ratio within a
+round: its median, minimum and maximum. Each contestant has its own process, because threads, memory and caches of one
+would affect another.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def parser(doc: str | None, rounds: int = 5) -> argparse.ArgumentParser:
 
 
 class Table:
-    """Rows that are printed in markdown as they come, and written as JSON lines where the options say so."""
+    """A table that is printed row by row as markdown and, with `--json`, appended to a file as lines of JSON."""
 
     def __init__(self, options: argparse.Namespace, name: str, *columns: str):
         self.options, self.name, self.columns = options, name, columns
@@ -50,14 +50,14 @@ class Table:
 
 
 def shown(value: Any) -> str:
-    """A value as people read it: three significant digits."""
+    """A value for the table: floats with three significant digits."""
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> str:
-    """How many times as long theirs took, round by round: median (smallest to largest)."""
+    """How many times as long theirs took, by round: median (smallest to largest)."""
     ratios = [other / mine for mine, other in zip(ours, theirs, strict=False)]
     return f"{median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
@@ -65,8 +65,8 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> str:
 class Worker:
     """A contestant in a process of its own: `python -m MODULE --worker NAME …`, which calls `serve`.
 
-    Starting one returns when it is ready; each call is one turn and gives what it reports. One whose name begins with
-    "ours" has the environment that our command line makes for itself.
+    The constructor returns when the contestant is ready; each call is one turn and returns its report. Those whose name
+    begins with "ours" have the environment that our command line sets for itself.
     """
 
     def __init__(self, module: str, name: str, *arguments: str):
@@ -103,7 +103,7 @@ def once(module: str, name: str, *arguments: str) -> dict[str, Any]:
 
 
 def serve(turn: Callable[[], dict[str, Any]], **ready: Any) -> None:
-    """The other end of a Worker: do a turn for every line of standard input, and report."""
+    """The worker's side: take a turn for every line of standard input, and report it."""
     report(**ready)
     for _ in sys.stdin:
         start = time.perf_counter()
@@ -114,19 +114,26 @@ def serve(turn: Callable[[], dict[str, Any]], **ready: Any) -> None:
 def report(**values: Any) -> None:
     """What a Worker receives at the end of a turn."""
     print(json.dumps({**values, "rss": peak_rss()}), file=sys.__stdout__, flush=True)
-    sys.stdout = sys.stderr  # whatever a peer prints is no report
+    sys.stdout = sys.stderr  # what a peer prints is not part of a report
 
 
 def peak_rss() -> int:
-    """The most memory that this process has had, in bytes."""
+    """Peak resident memory of this process, in bytes."""
+    if peak := status("VmHWM"):
+        return peak
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def allocated() -> int:
-    """The memory that this process has now, in bytes, without pages of files; 0 where the system doesn't say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    """Anonymous resident memory of this process, in bytes, without pages of files; 0 where /proc is missing."""
+    return status("RssAnon")
+
+
+def status(name: str) -> int:
+    """A size in /proc/self/status, in bytes; 0 if missing. VmHWM, unlike ru_maxrss, does not count the parent."""
+    path = Path("/proc/self/status")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)
 
 
 def seconds(function: Callable[[], object]) -> float:
@@ -137,7 +144,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def machine() -> str:
-    """The machine in words."""
+    """A description of the machine: CPU, threads, versions, date."""
     import torch
 
     names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
@@ -171,7 +178,7 @@ def our_run(overrides: list[str], folder: str, *callbacks: Any) -> tuple[Any, An
 
 
 def clock(score: Callable[[], dict[str, Any]], every: int, done: Callable[[dict[str, Any]], bool]) -> Any:
-    """A callback for `our_run`: scores every so many steps, off the clock, until it is done. See its `points`."""
+    """A callback that records `points`: step, seconds of training, and score; scoring does not count as time."""
     import pytorch_lightning as pl
 
     class Clock(pl.Callback):

@@ -1,19 +1,19 @@
-"""How many tokens a second a training loader delivers, to a consumer that does nothing but iterate.
+"""Throughput of data loading: tokens per second of a loader whose consumer only iterates.
 
     python -m benchmarks.data --peers FOLDER        FOLDER holds a checkout named minGPT
 
 The adder: ours beside minGPT's dataset in the DataLoader that its Trainer makes, without workers and with its four;
 pinning, which is for GPUs, is left out. Characters, and token files of 1 MB to 10 GB: ours beside nanoGPT's get_batch.
-That is part of a script which trains when it is imported, so it is stated anew here: the file is mapped again for
-every batch, and each row of the inputs, and of the targets, is sliced, made int64 and stacked.
+That is part of a script which trains when it is imported, so it is rewritten here: the file is mapped again for every
+batch, and each row of the inputs and of the targets is sliced, converted to int64 and stacked.
 
-Every contestant and size has a process of its own, and all take turns. A turn is a second, or the one batch that takes
-longer, after some batches that are not counted. The files of the sizes are sparse, one for each contestant: they take
-no room on the disk and nothing waits for it, but at first no page is in memory. Touching one makes the kernel fill it,
-and as many around it as the disk's read_ahead_kb says: a small file is soon in memory, and a large one costs that for
-every window. Of memory, the table gives how far the peak grew after the imports, and what the process has allocated
-itself in the end: the rest are pages of the file, which the kernel takes back when it needs room. Set TMPDIR to have
-the files elsewhere, but not in a tmpfs.
+Every contestant and size has a process of its own, and all take turns. A turn lasts a second, or one batch if that
+takes longer, after some warm-up batches. The files are sparse, one for each contestant: they occupy no disk space and
+are never read from disk, but none of their pages is in memory at first. The first access to a page makes the kernel
+fill it and its neighbours, up to the disk's read_ahead_kb: a small file is soon in memory, a large one pays for nearly
+every window. The table gives the growth of peak memory after the imports, and what the process has allocated in the
+end; the rest are pages of the file, which the kernel reclaims when needed. Set TMPDIR to put the files elsewhere, but
+not in a tmpfs.
 """
 
 import tempfile
@@ -41,7 +41,7 @@ OURS, NANOGPT = "ours", "nanoGPT"
 
 
 def forever(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches of one epoch after the other."""
+    """The batches of endlessly many epochs."""
     while True:
         yield from batches
 
@@ -101,7 +101,7 @@ def turn(batches: Iterator[Batch], least: float) -> dict[str, Any]:
 
 
 def work(options: Namespace) -> None:
-    """Be a contestant."""
+    """Run as a contestant."""
     import mingpt_lightning.datamodule  # noqa: F401  not part of the first batch
 
     before, allocated_before = peak_rss(), allocated()
@@ -199,7 +199,7 @@ def sizes(options: Namespace, folder: Path) -> None:
 
 
 def sparse_file(path: Path, size: int) -> bool:
-    """Make a file of zeros that takes no room; what is left out, where there can be none."""
+    """Make a file of zeros that occupies no disk space; False, with a message, where that is impossible."""
     try:
         with path.open("wb") as file:
             file.truncate(size)

@@ -1,12 +1,12 @@
 """Generation beside transformers, minGPT and nanoGPT: GPT-2's shape, the same random weights, greedy, on the CPU.
 
     python -m benchmarks.generate --peers FOLDER        FOLDER holds checkouts named minGPT and nanoGPT
-    python -m benchmarks.generate --tiny                a small model, to see that the script runs
+    python -m benchmarks.generate --tiny                a small model: does the script run?
 
 Contestants take turns, round after round; a table gives the median of each, and the median of the ratios to ours within
-a round. Beforehand all float32 contestants must write the same tokens. The bandwidth limit is the time that it takes
-to read all weights once, measured here, in the dtype at hand: one token of a single row can't be faster.
-Peers without a cache take minutes for a long prompt, so there they make fewer tokens, which is in their favour.
+a round. Beforehand all float32 contestants must write the same tokens. The bandwidth limit is the time that it takes to
+read all weights once, measured here, in the same dtype: a token of a single row cannot be faster. Peers without a cache
+take minutes for a long prompt, so there they generate fewer tokens, which is in their favour.
 """
 
 import copy
@@ -29,7 +29,7 @@ CASES = [(1, 32, 100), (1, 512, 100), (16, 32, 100)]  # rows, tokens of the prom
 
 
 def contestants(reference: Any, folder: Path) -> dict[str, Contestant]:
-    """Everyone with the weights of a transformers model, ready to generate greedily."""
+    """All contestants, with the weights of a transformers model; each generates greedily from (prompt, new tokens)."""
     gpt = ours(reference)
     found: dict[str, Contestant] = {}
     for dtype in ("float32", "bfloat16"):
@@ -45,7 +45,7 @@ def contestants(reference: Any, folder: Path) -> dict[str, Contestant]:
 
 
 def sweep_seconds(model: torch.nn.Module) -> float:
-    """The time to read all weights that a token needs, once."""
+    """The time to read once all the weights that a token needs."""
     weights = [w for name, w in model.named_parameters() if w.dim() == 2 and "wpe" not in name]
     as_bytes = [w.detach().view(torch.int32) for w in weights]  # summing integers costs less than reading them
     return min(seconds(lambda: [w.sum(dtype=torch.int32) for w in as_bytes]) for _ in range(5))

@@ -3,8 +3,8 @@
     python -m benchmarks.memory --peers FOLDER
 
 Each contestant has a fresh process that takes three steps (see `benchmarks.train_gpt2`); its peak is that of resident
-memory, imports and weights included. Nobody who keeps float32 weights can be below 2 GB: weights, gradients and
-AdamW's two moments take that.
+memory, imports and weights included. The lower bound with float32 weights is 2 GB: weights, gradients and AdamW's two
+moments.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What Lightning and our own callbacks add to a training step, in milliseconds.
+"""Overhead per training step of Lightning and of our callbacks, in milliseconds.
 
     python -m benchmarks.overhead
 
 The same model (so small that a step takes a millisecond) and the same batches: a plain loop of forward, backward,
-clipping, AdamW and schedule; Lightning's barebones Trainer; ours as `python main.py` has it, with its callbacks and
-its logger; the same with all callbacks and the logger off; and Trainer's defaults (progress bar, checkpoints, logger,
-a torch DataLoader), with a loss that is logged at every step. Validation is off in all of them. Each contestant has a
-process of its own and trains `--steps` steps a turn.
+clipping, AdamW and schedule; Lightning's barebones Trainer; ours as `python main.py` has it, with its callbacks and its
+logger; the same with all callbacks and the logger off; and Trainer's defaults (progress bar, checkpoints, logger, a
+torch DataLoader), with a loss that is logged at every step. Validation is off everywhere. Each contestant has its own
+process and trains `--steps` steps a turn.
 """
 
 import argparse
@@ -33,7 +33,7 @@ OURS = [
 
 
 def make() -> tuple[Any, Any]:
-    """Sums, and a model so small that nothing hides what is added."""
+    """The adder's data, and a model so small that the overhead shows."""
     from mingpt_lightning import GPT
     from projects.adder.datamodule import AdderDataModule
 
@@ -43,7 +43,7 @@ def make() -> tuple[Any, Any]:
 
 
 def plain_loop(steps: int) -> None:
-    """No Lightning at all."""
+    """Plain PyTorch, without Lightning."""
     from torch.nn import functional as F
 
     from mingpt_lightning.optim import cosine, parameter_groups
@@ -81,7 +81,7 @@ def with_trainer(name: str, steps: int) -> None:
     from mingpt_lightning.optim import cosine
 
     class Turns(pl.Callback):
-        """Reports after the first steps, and from then on after as many as a turn has; waits in between."""
+        """Reports after each turn of `steps` steps, and waits for the next."""
 
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
             if trainer.global_step % steps == 0:
@@ -93,7 +93,7 @@ def with_trainer(name: str, steps: int) -> None:
             self.start = time.perf_counter()
 
     class LogsAll(LanguageModel):
-        """Logs as the tutorials do: at every step, onto the bar."""
+        """Logs as Lightning's tutorials do: every step, onto the progress bar."""
 
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
             loss = super().training_step(batch, batch_idx)
@@ -130,7 +130,7 @@ def main() -> None:
         warnings.simplefilter("ignore")
         logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
         sys.stdout = sys.stderr
-        torch.set_num_threads(1)  # as ours has for a model of this width
+        torch.set_num_threads(1)  # what ours chooses for a model of this width
         if arguments.worker == "plain loop":
             plain_loop(arguments.steps)
         else:

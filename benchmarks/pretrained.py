@@ -32,7 +32,7 @@ THEIRS = "import torch, safetensors.torch, sys; from transformers import GPT2LMH
 
 
 def layouts(model: PreTrainedModel, place: Path) -> dict[str, Path]:
-    """The same model in every layout that is read."""
+    """The same model in every file layout that the library reads."""
     folders = {}
     for name, dtype in (("float32", torch.float32), ("float16", torch.float16), ("bfloat16", torch.bfloat16)):
         folders[f"safetensors, {name}"] = place / name

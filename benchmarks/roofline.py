@@ -1,10 +1,10 @@
-"""What this machine can do at most: matrix products, and reading of memory. Every other figure is to be read beside it.
+"""Upper bounds of this machine: rates of matrix products and memory reads, to compare all other figures with.
 
     python -m benchmarks.roofline
 
 Matrix products of the shapes of GPT-2 (4,096 tokens through its MLP, and onto its vocabulary) and of a small model, in
-float32 and bfloat16, with one thread and all; a matrix times a vector, which is what generating a token is made of;
-reading 250 MB and 2 GB.
+float32 and bfloat16, with one thread and all; a matrix times a vector, the bulk of generating a token; reading 250 MB
+and 2 GB.
 """
 
 import torch

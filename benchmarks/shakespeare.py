@@ -3,11 +3,11 @@
     python -m benchmarks.shakespeare --peers FOLDER --text FILE            FILE is tiny Shakespeare
     python -m benchmarks.shakespeare --text FILE --ingredients --seeds 3   what each ingredient of the best preset gives
 
-All are scored alike, on the whole validation split in windows that don't overlap, off the clock. The clock runs from
-the first training step. nanoGPT: 4 layers, 4 heads, width 128, block 64, batch 12, 2,000 steps, as its README says for
-a CPU (its model and optimizer, its schedule and batches; it looks at its own loss now and then, which is left out here
-in its favour). "tuned" is the same with fused AdamW. Ours: the same architecture with AdamW (`SAME`: larger batches, a
-higher rate, WSD), and the best preset, `experiment=shakespeare_char_fast`, also for longer.
+All are scored alike, on the whole validation split in windows that do not overlap; scoring does not count as time. The
+clock starts at the first training step. nanoGPT: 4 layers, 4 heads, width 128, block 64, batch 12, 2,000 steps, as its
+README says for a CPU (its model, optimizer, schedule and batches; its periodic evaluation is left out, in its favour).
+"tuned" is the same with fused AdamW. Ours: the same architecture with AdamW (`SAME`: larger batches, a higher rate,
+WSD), and the best preset, `experiment=shakespeare_char_fast`, also for longer.
 """
 
 import argparse
@@ -56,7 +56,7 @@ INGREDIENTS = {  # each left out of the best preset
 
 
 def validation(text: Path) -> Any:
-    """The data of all contestants: nanoGPT's split."""
+    """The data of all contestants, split as nanoGPT does."""
     from projects.chargpt.datamodule import CharDataModule
 
     return CharDataModule(str(text), block_size=BLOCK, split=(0.9, 0.1, 0.0))
@@ -127,13 +127,13 @@ def nanogpt_recipe(kind: str, folder: Path, text: Path, seed: int, steps: int, e
 
 
 def at(points: list[dict[str, Any]], seconds: float) -> float:
-    """The loss of a curve at a time, on a straight line between the points around it; NaN outside of the curve."""
+    """The loss of a curve at a time, interpolated between points; NaN outside of the curve."""
     times = [point["seconds"] for point in points]
     return float(np.interp(seconds, times, [point["loss"] for point in points], left=math.nan, right=math.nan))
 
 
 def reached(points: list[dict[str, Any]], loss: float) -> float:
-    """When a curve comes to a loss, on a straight line between points; NaN if never."""
+    """The time at which a curve reaches a loss, interpolated between points; NaN if never."""
     before = None
     for point in points:
         if point["loss"] <= loss:
@@ -146,7 +146,7 @@ def reached(points: list[dict[str, Any]], loss: float) -> float:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Every contestant's curve, one after the other, round by round."""
+    """The loss curve of every contestant, for each seed."""
     names = available(options.peers, options.contestants)
     table = Table(
         options,
@@ -185,7 +185,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def ingredients(options: argparse.Namespace) -> None:
-    """The best preset without each of its ingredients, or with one more, at equal steps, and its time."""
+    """Ablation: loss and time of the best preset without each of its ingredients, or with one more, at equal steps."""
     table = Table(options, "ingredients", "preset", "loss", "by seed", "seconds", "times those of all")
     limit = None
     for name, overrides in INGREDIENTS.items():

@@ -3,15 +3,15 @@
     python -m benchmarks.startup --peers FOLDER        FOLDER holds checkouts named minGPT and nanoGPT
     python -m benchmarks.startup --lean PYTHON         a Python of an environment without transformers and matplotlib
 
-Commands take turns, round after round, after one turn that is not counted, as it reads files from the disk. Ours is
-training for one step, with everything that a run does besides: building, validation, test, samples, checkpoint. minGPT
-imports its adder and does one iteration of its Trainer, without test or checkpoint; nanoGPT estimates its loss on one
-batch of each split, and does two iterations, as its script can't do fewer.
+Commands take turns, round after round, after a warm-up turn that reads files from disk. Ours is training for one step,
+with everything that a run does besides: building, validation, test, samples, checkpoint. minGPT imports its adder and
+does one iteration of its Trainer, without test or checkpoint; nanoGPT estimates its loss on one batch of each split,
+and does two iterations, as its script can't do fewer.
 
 Lightning imports transformers and matplotlib where they are installed, so what it must cost is measured without them:
-our limit is 1.15 times that import, and 1.5 seconds. Last, which packages our command spends its imports on, by
-`python -X importtime`, which makes them slower: what the imports of a package take with all that they import in turn,
-and the package's own files alone.
+our limit is 1.15 times that import, and 1.5 seconds. Last, which packages our command spends its imports on, by `python
+-X importtime`, which makes them slower: what the imports of a package take with all that they import in turn, and the
+package's own files alone.
 """
 
 import os
@@ -57,7 +57,7 @@ class Command(NamedTuple):
 
 
 def run(command: Command, temporary: str) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end. Raises CalledProcessError when it is another than it should be."""
+    """Run a command to its end. Raises CalledProcessError if its exit code is another than `status`."""
     folder = tempfile.mkdtemp(dir=temporary)
     arguments = [argument.replace(FOLDER, folder) for argument in command.arguments]
     environment = {**os.environ, "PYTHONPATH": command.path}
@@ -70,7 +70,7 @@ def run(command: Command, temporary: str) -> subprocess.CompletedProcess[str]:
 
 
 def works(name: str, command: Command, temporary: str) -> bool:
-    """Whether a command ends as it should; what it says otherwise."""
+    """Whether a command ends as expected; if not, print what it said."""
     try:
         run(command, temporary)
     except subprocess.CalledProcessError as error:
@@ -85,7 +85,7 @@ def python(*arguments: str) -> Command:
 
 
 def own_commands(lean: str | None, temporary: Path) -> dict[str, Command]:
-    """What is measured without peers; imports run outside of the repository."""
+    """The commands that need no peers; imports run outside of the repository."""
     code = {"nothing": "pass", "import torch": "import torch", LIGHTNING: LIGHTNING}
     commands = {name: Command([sys.executable, "-c", text], temporary) for name, text in code.items()}
     if lean is not None:

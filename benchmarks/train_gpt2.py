@@ -1,9 +1,9 @@
 """Training GPT-2's shape (124 M parameters) on the CPU: tokens a second and peak memory, beside the peers.
 
     python -m benchmarks.train_gpt2 --peers FOLDER                 batch 2 of 1,024 tokens
-    python -m benchmarks.train_gpt2 --tiny --peers FOLDER          a small model, to see that the script runs
+    python -m benchmarks.train_gpt2 --tiny --peers FOLDER          a small model: does the script run?
 
-Ours is what users run: `LanguageModel` in Lightning's Trainer, with the settings of `python main.py model=gpt2`. Peers
+Ours is `LanguageModel` in Lightning's Trainer, with the settings of `python main.py model=gpt2`. Peers
 come as shipped, and tuned: with bfloat16 autocast, fused AdamW, and torch.compile. All start from the same weights and
 read the same random tokens, with AdamW at 1e-4, no weight decay, no dropout, gradients clipped at 1. Losses must agree
 before anything is timed: in float32 within 1e-4 over five steps of a small model, and at full size within 0.05 at
@@ -33,13 +33,13 @@ TINY = Sizes(2, 2, 64, 500, 64)
 
 
 def batch(step: int, rows: int, length: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """The random tokens of a step, and the same one ahead."""
+    """The random tokens of a step, and the same shifted by one."""
     tokens = torch.randint(vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(step))
     return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
 
 def serve_ours(arguments: argparse.Namespace, sizes: Sizes) -> None:
-    """Train as `main.py` does; a turn is `--steps` steps between two callbacks."""
+    """Train as `main.py` does; a turn is `--steps` optimizer steps."""
     import pytorch_lightning as pl
 
     from mingpt_lightning import LanguageModel
@@ -58,7 +58,7 @@ def serve_ours(arguments: argparse.Namespace, sizes: Sizes) -> None:
             return (batch(step, arguments.batch, arguments.length, sizes.vocab_size) for step in itertools.count())
 
     class Turns(pl.Callback):
-        """Reports after the first step, and from then on after as many as a turn has; waits in between."""
+        """Reports after the first step, then after each turn, and waits for the next."""
 
         def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
             self.losses.append(float(system.train_loss))  # type: ignore[arg-type]
@@ -81,7 +81,7 @@ def serve_ours(arguments: argparse.Namespace, sizes: Sizes) -> None:
         enable_model_summary=False,
         callbacks=[Turns()],
     )
-    warnings.simplefilter("ignore")  # that a step has no logger, and a loader no workers
+    warnings.simplefilter("ignore")  # about the missing logger and workers of the loader
     trainer.fit(system, torch.utils.data.DataLoader(Batches(), batch_size=None))
 
 
@@ -119,7 +119,7 @@ def serve_peer(arguments: argparse.Namespace, sizes: Sizes) -> None:
 
 
 def far_apart(ours: list[float], theirs: list[float]) -> float:
-    """The largest difference of two curves, as far as both go."""
+    """The largest difference of two loss curves over their common steps."""
     return max(abs(mine - other) for mine, other in zip(ours, theirs, strict=False))
 
 

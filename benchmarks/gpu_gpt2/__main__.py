@@ -9,10 +9,10 @@ nanoGPT's losses; with and without the columns that fill the vocabulary up to 50
 
 Training: all contestants have the same weights, batches, autocast and fused AdamW, and no gradient clipping. Ours is
 the loss as a function of GPT, inputs and targets, compiled as a whole; nanoGPT is its model, compiled as it ships, with
-its vocabulary of 50,304. Each has a process of its own, and a turn in every round, after which it gives its memory
-back. The first step, which compiles, is told apart. Ours may not wait for the device in a timed step, or the benchmark
-fails. Memory is the peak of what PyTorch allocated. MFU counts 855.2 MFLOP for a token and 989.4 TFLOP/s for the GPU.
-The profiler names the attention kernels of a step; on Hopper they have to be cuDNN's, from PyTorch 2.11 on.
+its vocabulary of 50,304. Each has its own process and a turn in every round, after which it frees its memory. The first
+step, which compiles, is reported separately. The benchmark fails if ours waits for the device in a timed step. Memory
+is the peak of what PyTorch allocated. MFU counts 855.2 MFLOP for a token and 989.4 TFLOP/s for the GPU. The profiler
+names the attention kernels of a step; on Hopper they have to be cuDNN's, from PyTorch 2.11 on.
 
 Generation: greedy. A step with a cache of fixed shape is captured in a CUDA graph and replayed, as it is and compiled;
 beside it `gpt.generate`, and nanoGPT's, which has no cache. Beforehand the graph must write the same tokens as

@@ -31,7 +31,7 @@ def random_text(plan: Plan, rows: int) -> BatchLoader:
 
 
 def our_loss(gpt: GPT, inputs: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
-    """The mean loss; columns from `vocab_size` on are not there for it."""
+    """The mean loss; columns from `vocab_size` on are ignored."""
     logits = gpt.logits(gpt.hidden(inputs))[..., :vocab_size]
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
@@ -61,7 +61,7 @@ class Contestant:
             self.loss = torch.compile(mean_loss, dynamic=False, fullgraph=True) if compiled else mean_loss
 
     def step(self, batch: Batch) -> Tensor:
-        """One step of training; its loss, which is not waited for."""
+        """One training step; returns the loss without waiting for it."""
         with torch.autocast(DEVICE.type, torch.bfloat16):
             loss = self.loss(self.model, *batch)
         loss.backward()
@@ -74,7 +74,7 @@ class Contestant:
         return torch.stack([self.step(next(batches)) for _ in range(steps)]).tolist()
 
     def seconds_per_step(self, batches: Iterator[Batch], steps: int) -> float:
-        """How long a step takes, after two that fill the memory again. Ours doesn't wait for the device in between."""
+        """How long a step takes, after two warm-up steps. Ours does not wait for the device in between."""
 
         def run() -> None:
             with no_waiting(self.strict):

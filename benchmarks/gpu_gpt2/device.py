@@ -18,13 +18,13 @@ HOPPER = CUDA and torch.cuda.get_device_capability() == (9, 0)
 
 
 def wait() -> None:
-    """Until the device has done everything."""
+    """Wait until the device is idle."""
     if CUDA:
         torch.cuda.synchronize()
 
 
 def timed(function: Callable[[], object]) -> float:
-    """How long a call takes, and what it left to the device."""
+    """How long a call takes, including its work on the device."""
     wait()
     start = time.perf_counter()
     function()
@@ -34,7 +34,7 @@ def timed(function: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def no_waiting(strict: bool) -> Iterator[None]:
-    """In here, what makes the host wait for the device is an error, if `strict`."""
+    """Within this context, making the host wait for the device is an error, if `strict`."""
     if CUDA and strict:
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -74,7 +74,7 @@ def feed(loader: BatchLoader, T: int) -> Iterator[Batch]:
 
 
 def peak_memory() -> int:
-    """The most memory since it was last asked for, in bytes; on a CPU, since the process began."""
+    """Peak memory since the last call, in bytes; on a CPU, since the process began."""
     if not CUDA:
         return peak_rss()
     peak = torch.cuda.max_memory_allocated()
@@ -83,7 +83,7 @@ def peak_memory() -> int:
 
 
 def release() -> None:
-    """Give memory that isn't in use back to the device."""
+    """Free cached memory of the device."""
     wait()
     gc.collect()
     if CUDA:
@@ -91,7 +91,7 @@ def release() -> None:
 
 
 def captured(step: Callable[[], None]) -> Callable[[], None]:
-    """What does the same as `step`, over and over; with CUDA, as one graph."""
+    """`step` as a function that can be repeated; with CUDA, the replay of a CUDA graph."""
     if not CUDA:
         return step
     side = torch.cuda.Stream()
@@ -115,5 +115,5 @@ def attention_kernels(step: Callable[[], object]) -> list[str]:
         wait()
     names = {event.key for event in profile.key_averages()}
     words = "sdpa", "flash", "fmha", "attention"
-    # the compiler's own kernels have in their names what they were made of
+    # Triton kernels of the compiler name the operations that they fuse
     return sorted(n for n in names if not n.startswith("triton_") and any(word in n.lower() for word in words))

@@ -22,7 +22,7 @@ from mingpt_lightning.inference import optimize_for_inference
 class StaticCache:
     """Stands in for `mingpt_lightning.cache.Cache` where every step has to have the same shapes and addresses.
 
-    The prompt is read at once; then each row grows by a token at `position`, which is on the device.
+    The prompt is prefilled at once; then each row grows by a token at `position`, which is on the device.
     """
 
     def __init__(self, gpt: GPT, rows: int, size: int):
@@ -34,8 +34,8 @@ class StaticCache:
         self.places = torch.arange(size, device=weight.device)
 
     def advance(self, T: int) -> Tensor:
-        self.reading = T > 1
-        self.now = self.places[:T] if self.reading else self.position
+        self.prefill = T > 1
+        self.now = self.places[:T] if self.prefill else self.position
         self.mask = (self.places <= self.position)[None, None, None]
         return self.now
 
@@ -43,11 +43,11 @@ class StaticCache:
         keys, values = self.layers[layer]
         keys.index_copy_(2, self.now, k)
         values.index_copy_(2, self.now, v)
-        return (k, v, None) if self.reading else (keys, values, self.mask)
+        return (k, v, None) if self.prefill else (keys, values, self.mask)
 
 
 class Decoder:
-    """Greedy generation of which every step is the same: from `tokens` at `position`, and back to there."""
+    """Greedy generation whose steps are identical: each reads `tokens` at `position` and writes the next place."""
 
     def __init__(self, gpt: GPT, rows: int, size: int, compiled: bool):
         self.gpt, self.cache = gpt, StaticCache(gpt, rows, size)
@@ -68,14 +68,14 @@ class Decoder:
 
 
 def next_token(gpt: GPT, cache: StaticCache, tokens: Tensor) -> None:
-    """Read a token of every row, and write the next one."""
+    """Append the next token to every row."""
     hidden = gpt.hidden(tokens.index_select(1, cache.position), cast(Any, cache))
     cache.position.add_(1)
     tokens.index_copy_(1, cache.position, likeliest(gpt, hidden)[:, None])
 
 
 def likeliest(gpt: GPT, hidden: Tensor) -> Tensor:
-    """The likeliest token after the last one of each row."""
+    """The most likely next token of each row."""
     return gpt.logits(hidden[:, -1]).float().argmax(dim=-1)
 
 
@@ -89,9 +89,9 @@ def nanogpt_generate(model: Any, prompt: Tensor, new: int) -> Tensor:
 
 
 def decode(options: argparse.Namespace, plan: Plan, peers: Path | None) -> list[str]:
-    """New tokens a second. The time includes the reading of the prompt."""
+    """New tokens a second; the time includes prefill."""
     gpt = plan.gpt().eval()
-    with torch.no_grad():  # with weights as they begin, a GPT repeats its last token for ever
+    with torch.no_grad():  # with initial weights, a GPT repeats its last token for ever
         for weight in gpt.blocks.parameters():
             if weight.dim() > 1:
                 weight.mul_(10)

@@ -21,7 +21,7 @@ def difference(ours: list[float], theirs: list[float]) -> float:
 
 
 def parity(options: argparse.Namespace, plan: Plan, peers: Path | None) -> list[str]:
-    """Do all contestants have the same losses?"""
+    """Check that all contestants have the same losses."""
     table = Table(options, "gpu_gpt2 parity", "contestant", "losses of five steps", "largest difference to ours")
     ours: list[float] = []
     failed = []
@@ -80,7 +80,7 @@ def train(options: argparse.Namespace, plan: Plan, peers: Path | None) -> list[s
 
 
 def show_kernels(kernels: set[str], tiny: bool) -> list[str]:
-    """Say which attention kernels ran; they have to be cuDNN's where PyTorch prefers those."""
+    """Print which attention kernels ran; on Hopper with PyTorch 2.11 they must be cuDNN's."""
     print("\nattention kernels:", ", ".join(sorted(kernels)) or "none that the profiler saw", flush=True)
     version = tuple(int(part) for part in torch.__version__.split(".")[:2])
     wanted = HOPPER and version >= (2, 11) and not tiny

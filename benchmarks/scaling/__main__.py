@@ -1,4 +1,4 @@
-"""How time and memory grow: with context, depth, data, digits, new tokens and batch; each law fitted, and held or not.
+"""Scaling of time and memory with context, depth, data, digits, new tokens and batch; each law is fitted and tested.
 
     python -m benchmarks.scaling --peers FOLDER             FOLDER holds a checkout named minGPT, a contrast
     python -m benchmarks.scaling --only context depth       some of the laws
@@ -6,14 +6,14 @@
 
 context: training steps of 4,096 tokens in sequences of length T. Time per token is a + b T; at 1,024 tokens what grows
 must be at most 0.4 of what doesn't. The model is a sixth of GPT-2, two of its layers and a sixth of its vocabulary, so
-that attention has the share of the work that it has there. When T doubles, memory may double, but not more; of equal
-numbers of tokens, and of sequences. minGPT keeps T times T numbers for each head.
+that attention has the share of the work that it has there. When T doubles, memory may double, but not more; at equal
+numbers of tokens and of sequences. minGPT stores T times T numbers for each head.
 depth: time and memory of a step are straight lines over the number of layers: R² above 0.99.
 data: windows of 1,024 tokens from files of 1 MB to 10 GB. The time from Python's start to the first batch, the time per
 batch, and memory are at most 10 % apart. The files are sparse and mapped, and the same windows are drawn in every turn,
-so that their pages are in memory: when they aren't, time is the disk's. The kernel is told not to read ahead, which
-would fill the memory with pages that nobody asked for. Memory is what the process has allocated in the end, Python and
-PyTorch included; pages of the file, which the kernel takes back when it needs room, don't count.
+so that their pages are in memory and the disk is not measured; read-ahead is off, which would fill memory with pages
+that are not needed. Memory is what the process has allocated in the end, Python and PyTorch included; pages of the
+file, which the kernel reclaims when needed, do not count.
 digits: a batch of the adder takes at most in proportion to the digits; its datamodule is made at once, however many
 problems there are.
 length: a token costs at 1,000 new ones at most 1.25 of what it costs at 100. The width is 512: every token reads all

@@ -15,7 +15,7 @@ from benchmarks.scaling.workers import TINY, Settings
 SIXTH = {"n_layer": 2, "n_head": 12, "n_embd": 768, "vocab_size": 8376}  # of GPT-2
 WIDE = {"n_layer": 2, "n_head": 8, "n_embd": 512, "vocab_size": 512}
 SMALL = {"n_layer": 4, "n_head": 4, "n_embd": 256, "vocab_size": 512}
-SLACK = 1.1  # what still counts as the same
+SLACK = 1.1  # what counts as equal
 
 
 def context(options: argparse.Namespace, table: Table) -> None:

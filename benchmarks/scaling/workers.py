@@ -128,7 +128,7 @@ WORK: dict[str, Callable[[Settings], Turn]] = {
 
 
 def work(name: str, settings: Settings) -> None:
-    """Be a worker."""
+    """Run as a worker."""
     torch.set_num_threads(1)
     if name == "training":  # what PyTorch loads at its first step is not part of the memory
         training({**TINY, "T": 4, "rows": 1, "steps": 1})()
