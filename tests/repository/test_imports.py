@@ -12,16 +12,19 @@ from tests.common import ROOT
 
 PACKAGE = ROOT / "mingpt_lightning"
 
-MODULES = [
-    *("errors", "files", "console", "device", "signals", "text", "shuffle"),
-    *("hub", "tokenizer", "bpe"),
-    *("layers", "cache", "gpt", "loss"),
-    *("generation", "inference", "pretrained", "completion"),
-    *("optim", "muon", "datamodule", "metrics"),
-    *("storage", "loop_state", "checkpoint", "language_model", "callbacks"),
-    *("cli.config", "cli.build", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export"),
-    *("cli.generate", "cli.check", "cli.sweep", "cli.help", "cli.main", "cli.__init__", "__main__"),
-]
+ROOMS = {
+    "what everything may use": ("errors", "files", "console", "device", "signals", "text", "shuffle"),
+    "text and tokens": ("hub", "tokenizer", "bpe"),
+    "the model, in pure torch": ("layers", "cache", "gpt", "loss"),
+    "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
+    "data, optimizers, metrics": ("optim", "muon", "datamodule", "metrics"),
+    "training with Lightning": ("storage", "loop_state", "checkpoint", "language_model", "callbacks"),
+    "the program, with Hydra": (
+        *("cli.config", "cli.build", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export"),
+        *("cli.generate", "cli.check", "cli.sweep", "cli.help", "cli.main", "cli.__init__", "__main__"),
+    ),
+}
+MODULES = [module for modules in ROOMS.values() for module in modules]
 """The order of imports. `__init__`, which holds the version and imports public names when they are used, is first."""
 
 UPWARD = {("gpt", "generation"), ("gpt", "pretrained")}
