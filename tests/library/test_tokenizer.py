@@ -127,3 +127,39 @@ def test_a_saved_tokenizer_is_read_again(tokenizer, tmp_path):
 def test_the_notation_of_a_task_is_not_saved(tmp_path):
     with pytest.raises(UserError, match="its own notation"):
         AdderTokenizer(ndigit=2).save(tmp_path)
+
+
+@pytest.fixture
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten after it."""
+    monkeypatch.setattr(Tokenizer, "registry", dict(Tokenizer.registry))
+
+
+def lower_tokenizer(name: str | None = None) -> type[CharTokenizer]:
+    """A project's own tokenizer, one step further from Tokenizer than ours."""
+    members = {"encode": lambda self, text: CharTokenizer.encode(self, text.lower()), "__module__": __name__}
+    return type("LowerTokenizer", (CharTokenizer,), members | ({"name": name} if name else {}))
+
+
+def test_a_subclass_of_a_tokenizer_comes_back_as_itself(registry: None) -> None:
+    cls = lower_tokenizer("lower")
+    tokenizer = Tokenizer.from_state(cls(characters="abc").state())
+    assert type(tokenizer) is cls
+    assert tokenizer.encode("CAB") == [2, 0, 1]
+    again = lower_tokenizer("lower")  # a notebook may define its class twice
+    assert type(Tokenizer.from_state(again("abc").state())) is again
+
+
+def test_a_tokenizer_without_a_name_of_its_own_is_refused(registry: None) -> None:
+    with pytest.raises(UserError, match="LowerTokenizer has no `name` of its own"):
+        lower_tokenizer()
+
+
+def test_two_tokenizers_of_one_name_are_refused(registry: None) -> None:
+    with pytest.raises(UserError, match="two tokenizers have the name 'characters'"):
+        lower_tokenizer("characters")
+
+
+def test_a_tokenizer_tells_its_unit() -> None:
+    tokenizer = CharTokenizer("abc")
+    assert (tokenizer.unit, tokenizer.byte_lengths) == ("character", None)

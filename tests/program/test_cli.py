@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,78 @@ def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(cli):
         assert not [name for name in names if "_orig_mod" in name]
     plain, compiled = (summary(run)["metrics"]["test/loss"] for run in ("plain", "compiled"))
     assert compiled == pytest.approx(plain, abs=1e-4)
+
+
+def test_metrics_csv_is_a_table_that_plots(cli):
+    assert cli("run_dir=run", *TINY, "trainer.log_every_n_steps=2")[0] == 0
+    with open("run/metrics.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["2", "3", "4", "6"], "each logged step and each validation, once"
+    assert [row["tokens"] for row in rows] == [str(384 * n) for n in (2, 3, 4, 6)]
+    assert [bool(row["train/loss"]) for row in rows] == [True, False, True, True]
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True]
+    assert {"lr-AdamW/hidden", "train/grad_norm", "val/exact_match", "test/loss"} <= set(rows[0])
+    assert list(rows[0])[:3] == ["step", "tokens", "seconds"]
+    assert (rows[-1]["test/loss"], rows[-1]["step"]) == (
+        str(summary()["metrics"]["test/loss"]),
+        str(summary()["steps"]),
+    )
+    assert Path("run/curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_an_evaluation_finds_goes_to_its_run(cli):
+    assert cli("run_dir=runs/adder/mine", *TINY)[0] == 0
+    before = {path for path in Path().rglob("*") if path.is_dir()}
+    for task, split in (("test", "test"), ("validate", "val")):
+        code, out, err = cli(f"task={task}", "checkpoint=runs/adder/mine")
+        assert (code, out) == (0, "")
+        found = json.loads(Path(f"runs/adder/mine/{task}.json").read_text())
+        assert (found["task"], found["steps"]) == (task, 6)
+        loss, perplexity = (found["metrics"][f"{split}/{name}"] for name in ("loss", "perplexity"))
+        assert f"{split}/loss  {loss:.4f}  (perplexity {perplexity:,.3f})" in err
+    assert {path for path in Path().rglob("*") if path.is_dir()} == before
+    assert summary("runs/adder/mine")["task"] == "fit"
+    shutil.copy("runs/adder/mine/checkpoints/best.ckpt", "alone.ckpt")
+    assert cli("task=test", "checkpoint=alone.ckpt")[0] == 0
+    assert {path for path in Path().rglob("*") if path.is_dir()} == before
+
+
+def test_the_seconds_are_those_since_the_process_began(tmp_path):
+    command = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *TINY]
+    start = time.perf_counter()
+    subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
+    wall = time.perf_counter() - start
+    assert wall / 2 < summary(tmp_path / "run")["seconds"] < wall
+
+
+def test_a_project_with_a_tokenizer_of_its_own(cli, monkeypatch, tmp_path):
+    """LowerTokenizer is no direct child of Tokenizer; what it trained must be read back as it was."""
+    import projects
+
+    package = tmp_path / "projects" / "lower"
+    package.mkdir(parents=True)
+    (package / "datamodule.py").write_text(
+        "from mingpt_lightning import CharTokenizer\n"
+        "from projects.chargpt.datamodule import CharDataModule\n\n\n"
+        "class LowerTokenizer(CharTokenizer):\n"
+        '    name = "lower"\n\n'
+        "    def encode(self, text):\n"
+        "        return super().encode(text.lower())\n\n\n"
+        "class LowerDataModule(CharDataModule):\n"
+        "    def __init__(self, path, batch_size=4, seed=0):\n"
+        "        super().__init__(path, block_size=8, batch_size=batch_size, seed=seed)\n"
+        "        self.tokenizer = LowerTokenizer(self.tokenizer.arguments['characters'])\n"
+    )
+    (tmp_path / "conf/datamodule").mkdir(parents=True)
+    config = "_target_: projects.lower.datamodule.LowerDataModule\npath: book.txt\nseed: ${seed}\n"
+    (tmp_path / "conf/datamodule/lower.yaml").write_text(config)
+    Path("book.txt").write_text("the cat sat on the mat. " * 30)
+    monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
+    monkeypatch.setattr(Tokenizer, "registry", dict(Tokenizer.registry))
+    conf = ("--config-dir", str(tmp_path / "conf"))
+    code, _, err = cli(*conf, "datamodule=lower", "run_dir=run", *TINY)
+    assert code == 0, err
+    code, out, err = cli(*conf, "task=generate", "checkpoint=run", "prompt=The Cat", "max_new_tokens=5")
+    assert code == 0, err
+    assert out.startswith("the cat")
+    assert type(LanguageModel.load_from_checkpoint("run").tokenizer).__name__ == "LowerTokenizer"

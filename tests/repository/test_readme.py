@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from mingpt_lightning import Tokenizer
 from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.cli.main import quoted
 from tests.common import ROOT, choices
@@ -73,6 +74,7 @@ def test_the_dataset_of_readme_trains(cli, monkeypatch, tmp_path):
     package.mkdir(parents=True)
     (package / "datamodule.py").write_text(code)
     monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
+    monkeypatch.setattr(Tokenizer, "registry", dict(Tokenizer.registry))
     (tmp_path / "conf/datamodule").mkdir(parents=True)
     (tmp_path / "conf/datamodule/parity.yaml").write_text(config)
     tiny = ("model.n_layer=1", "trainer.max_steps=20", "trainer.val_check_interval=10")
