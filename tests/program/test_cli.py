@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from mingpt_lightning import LanguageModel
+from mingpt_lightning import LanguageModel, Tokenizer
 from mingpt_lightning.cli.config import CONFIG_DIR
 from tests.common import CHARS, ROOT, SMALL, TINY, summary
 
