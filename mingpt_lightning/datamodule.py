@@ -132,7 +132,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return digest.hexdigest()
 
     def loader(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None) -> "BatchLoader":
-        """A loader of this process's share: with n processes, a batch has n times `batch_size` sequences in all."""
+        """A loader for this process; with n processes, a global batch has n times `batch_size` sequences."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return BatchLoader(dataset, batch_size, shuffle_seed, rank, world_size)
 
@@ -156,7 +156,7 @@ class BatchLoader:
     In order (shuffle_seed None): each index once; the last batch may be short.
     Shuffled: an endless stream of permutations of the indices, cut into batches that are all full, also where
     batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
-    iteration yields `len` batches, and the next one goes on where it ended.
+    iteration yields `len` batches, and the next one continues where it ended.
 
     Each of `world_size` processes yields `batch_size` sequences of every global batch: together they see what one
     process with a batch of world_size * batch_size would see.

@@ -48,7 +48,7 @@ class Sampling(NamedTuple):
         """Raise UserError for a value out of range."""
         for name, value, possible, fix in (
             ("temperature", self.temperature, lambda x: x >= 0, "Use 0 (greedy) or more."),
-            ("top_p", 1 if self.top_p is None else self.top_p, lambda x: 0 < x <= 1, "Use a share: 0 < top_p <= 1."),
+            ("top_p", 1 if self.top_p is None else self.top_p, lambda x: 0 < x <= 1, "Use 0 < top_p <= 1."),
             ("repetition_penalty", self.repetition_penalty, lambda x: x > 0, "Use more than 0; 1 is off."),
         ):
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

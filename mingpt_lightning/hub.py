@@ -63,7 +63,7 @@ class Repository:
         return path
 
     def weight_files(self) -> list[Path]:
-        """The files that hold the weights: one, or the shards that an index names, which must lie beside it."""
+        """The files that hold the weights: one, or the shards that an index names, in the same folder."""
         kinds = ("model.safetensors", "pytorch_model.bin")
         path = self.require(*(name for kind in kinds for name in (kind, f"{kind}.index.json")))
         if path.suffix != ".json":
@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
-    """Name and value of each tensor in a file, the largest first. Keep a copy: those of safetensors lie in the file.
+    """Name and value of each tensor in a file, the largest first; those of safetensors are views of the file.
 
     Raises CheckpointError for a `.safetensors` or `.bin` file that is damaged or holds anything but named tensors.
     """

@@ -210,7 +210,7 @@ def read_weights(repository: Repository, gpt: GPT, dtype: torch.dtype) -> dict[s
 def own(tensor: Tensor, dtype: torch.dtype, taken: set[int] | None) -> Tensor:
     """The tensor as a weight: itself if it can be one and has its memory to itself, else a copy.
 
-    taken: the addresses of other weights; None for a tensor that lies in a file.
+    taken: the addresses of other weights; None for a view of a file.
     """
     alone = taken is not None and tensor.data_ptr() not in taken
     whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes

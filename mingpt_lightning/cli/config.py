@@ -125,10 +125,10 @@ def check_config(cfg: DictConfig) -> None:
     if OmegaConf.select(cfg, "trainer.max_steps") == 0:
         raise UserError("trainer.max_steps=0 trains nothing", "trainer.max_steps", "Use 1 or more, or -1 for no limit.")
     if isinstance(cfg.scheduler, DictConfig) and str(cfg.scheduler.get("_target_")).startswith("mingpt_lightning."):
-        for argument, share in cfg.scheduler.items():
-            if isinstance(share, int | float) and not isinstance(share, bool) and not 0 <= share <= 1:
+        for argument, fraction in cfg.scheduler.items():
+            if isinstance(fraction, int | float) and not isinstance(fraction, bool) and not 0 <= fraction <= 1:
                 place = f"scheduler.{argument!s}"
-                raise UserError(f"{place}={share} is not a share", place, "Use 0 to 1.")
+                raise UserError(f"{place}={fraction} is not a fraction", place, "Use 0 to 1.")
 
 
 def check_rule(key: str, value: Any, rule: Rule) -> None:

@@ -191,7 +191,7 @@ def quiet_broken_pipe() -> Iterator[None]:
 def lean_imports() -> Iterator[None]:
     """Keep torchmetrics, which Lightning imports, from importing packages for unused metrics: a second of start-up.
 
-    It asks for these packages through Lightning's RequirementCache; nobody else gets another answer afterwards.
+    It asks for these packages through Lightning's RequirementCache; other code gets the real answer.
     """
     from lightning_utilities.core.imports import RequirementCache
 

@@ -102,7 +102,7 @@ def is_complete(entry: Path) -> bool:
 
 
 def put(part: Path, entry: Path) -> None:
-    """Rename a finished entry into its place, unless another process was quicker."""
+    """Rename a finished entry into its place, unless another process was faster."""
     try:
         part.rename(entry)
     except OSError:

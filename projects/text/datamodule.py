@@ -104,7 +104,7 @@ def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
     with file.open("rb") as stream:
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     if len(mapped) > LARGE and hasattr(mapped, "madvise"):
-        mapped.madvise(mmap.MADV_RANDOM)  # or a window is read with megabytes of what lies around it
+        mapped.madvise(mmap.MADV_RANDOM)  # without it, reading a window reads megabytes around it
     return np.frombuffer(mapped, dtype)
 
 

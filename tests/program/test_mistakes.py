@@ -44,7 +44,7 @@ RUNS = [
     (("model.dropout=nan",), 2, "model.dropout=nan is not a finite number"),
     (("optimizer.lr=0",), 2, "optimizer.lr=0 is out of range (optimizer.lr). Use above 0."),
     (("optimizer.betas=[0.9,1.5]",), 2, "this optimizer cannot be made: Invalid beta"),
-    (("scheduler.warmup=2",), 2, "scheduler.warmup=2 is not a share"),
+    (("scheduler.warmup=2",), 2, "scheduler.warmup=2 is not a fraction"),
     (("trainer.accumulate_grad_batches=0",), 2, "Use 1 or more"),
     (("trainer.accumulate_grad_batches=100000",), 2, "is more than the 140 batches of an epoch"),
     (("trainer.check_val_every_n_epoch=1", "trainer.val_check_interval=999"), 2, "=999 is more than the 140 batches"),
