@@ -1,6 +1,6 @@
 """Draw the learning curves of several runs: assets/learning_curves.png.
 
-    python benchmarks/learning_curves.py --adder RUN [RUN …] --shakespeare RUN [RUN …]
+    python -m benchmarks.learning_curves --adder RUN [RUN …] --shakespeare RUN [RUN …]
 
 Left, the exact match on the adder's validation split; right, the loss on tiny Shakespeare, with nanoGPT's final loss
 as a line. Both over optimizer steps, read from the metrics.csv of each run.
@@ -15,11 +15,13 @@ import matplotlib
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
+from mingpt_lightning.cli.summary import new_values
+
 
 def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
-    """Steps, counted from 1, and values of a metric in the metrics.csv of a run folder; rows without it are skipped."""
+    """Steps, counted from 1, and values of a metric in the metrics.csv of a run folder; rows without news are skipped."""
     with (run / "metrics.csv").open(newline="") as stream:
-        rows = [row for row in csv.DictReader(stream) if row.get(metric)]
+        rows = new_values(list(csv.DictReader(stream)), metric)
     first = 0 if rows and "tokens" in rows[0] else 1  # without that column, a file counts steps from 0
     return [int(row["step"]) + first for row in rows], [float(row[metric]) for row in rows]
 

@@ -122,8 +122,9 @@ class Samples(pl.Callback):
 class CSVLogger(pl.loggers.logger.Logger):
     """Writes metrics.csv into `save_dir`: one row for each logged step, with all that is known then.
 
-    Steps are counted from 1, as on the screen; Lightning counts them from 0. Rows are appended every `flush_every` of
-    them and with each checkpoint. A resumed run continues the file, without the rows after its checkpoint.
+    So the metrics of a validation are in the row of its step and in those after it, until the next validation. Steps
+    are counted from 1, as on the screen; Lightning counts them from 0. Rows are appended every `flush_every` of them
+    and with each checkpoint. A resumed run continues the file, without the rows after its checkpoint.
     """
 
     FIRST = ("step", "tokens", "seconds", "train/loss", "val/loss", "test/loss")
@@ -134,7 +135,8 @@ class CSVLogger(pl.loggers.logger.Logger):
         self.file = Path(save_dir) / "metrics.csv"
         self.flush_every = flush_every
         self.columns: list[str] = []  # of the file
-        self.last: dict[str, Any] = {}  # the last row of the file
+        self.saved_step = 0  # of the last row in it
+        self.last: dict[str, Any] = {}  # the newest row
         self.rows: list[dict[str, Any]] = []  # that are not in the file yet
 
     @property
@@ -156,11 +158,13 @@ class CSVLogger(pl.loggers.logger.Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         values = {name: value for name, value in metrics.items() if name != "epoch"}  # steps say more
-        row = {"step": (step or 0) + 1, **values}
-        if self.rows and self.rows[-1]["step"] == row["step"]:
-            self.rows[-1] |= row
-        else:
-            self.rows.append(row)
+        number = (step or 0) + 1
+        if not self.rows or self.rows[-1]["step"] != number:
+            same = self.last.get("step") == number  # a row of the file, of which more is known now
+            known = {name: value for name, value in self.last.items() if same or name.startswith("val/")}
+            self.rows.append({**known, "step": number})
+        self.rows[-1] |= values
+        self.last = self.rows[-1]
         if len(self.rows) > self.flush_every:
             self.save()
 
@@ -169,17 +173,15 @@ class CSVLogger(pl.loggers.logger.Logger):
         if not self.rows:
             return
         names = set(self.columns).union(*self.rows)
-        if names != set(self.columns) or self.rows[0]["step"] == self.last.get("step"):
-            old = self.read_rows()
-            if old and int(old[-1]["step"]) == self.rows[0]["step"]:  # more is known of a row that is in the file
-                self.rows[0] = old.pop() | self.rows[0]
+        if names != set(self.columns) or self.rows[0]["step"] == self.saved_step:
+            old = [row for row in self.read_rows() if int(row["step"]) != self.rows[0]["step"]]
             names = names.union(*old[:1])
             first = [name for name in self.FIRST if name in names]
             self.columns = first + sorted(names.difference(first))
             self.write_rows(old)
         with self.file.open("a", newline="") as stream:
             csv.DictWriter(stream, self.columns).writerows(self.rows)
-        self.last, self.rows = self.rows[-1], []
+        self.saved_step, self.rows = self.rows[-1]["step"], []
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -191,7 +193,8 @@ class CSVLogger(pl.loggers.logger.Logger):
         if self.file.exists():
             rows = [row for row in self.read_rows() if int(row["step"]) <= step]
             self.columns = list(rows[0]) if rows else []
-            self.last = {"step": int(rows[-1]["step"])} if rows else {}
+            self.last = {**rows[-1], "step": int(rows[-1]["step"])} if rows else {}
+            self.saved_step = self.last.get("step", 0)
             self.write_rows(rows)
 
     def read_rows(self) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
 from mingpt_lightning.errors import DivergedError, UserError
 from mingpt_lightning.gpt import GPT
+from mingpt_lightning.loop_state import validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
@@ -117,9 +118,9 @@ class LanguageModel(pl.LightningModule):
             self.log_row({"train/loss": loss.item(), **norm}, self.global_step)
 
     def logs_this_step(self) -> bool:
-        """Whether the loss of the running optimizer step is to be logged."""
+        """Whether the loss of the running optimizer step is to be logged: every n-th, and before a validation."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # 0 in a barebones Trainer
-        return bool(every) and (self.global_step + 1) % every == 0
+        return bool(every) and ((self.global_step + 1) % every == 0 or validation_is_due(self.trainer))
 
     def log_row(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics with the tokens and seconds so far. step: counted from 0, as Lightning has it."""

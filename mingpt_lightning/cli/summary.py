@@ -43,7 +43,8 @@ def describe(run: Run, compiled: bool) -> None:
         f"training    {run.system.total_steps():,} steps of {sequences:,} sequences "
         f"({sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
     )
-    device = f"{trainer.strategy.root_device}, {trainer.precision}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    device = f"{trainer.strategy.root_device}, {trainer.precision}, {threads} thread{'s' * (threads > 1)}"
     console.print(f"device      {device}{', compiled' if compiled else ''}")
     console.print(f"run folder  {run.folder}", markup=False)
 
@@ -103,6 +104,12 @@ def suggest(run: Run) -> None:
     console.print(f"try it      {command}", markup=False)
 
 
+def new_values(rows: list[dict[str, str]], name: str) -> list[dict[str, str]]:
+    """The rows in which a metric differs from the row before: that of a validation is repeated until the next one."""
+    before = ["", *(row.get(name, "") for row in rows)]
+    return [row for row, value in zip(rows, before, strict=False) if row.get(name) and row[name] != value]
+
+
 def draw_curves(folder: Path) -> None:
     """Draw the losses of metrics.csv over the steps into curves.png; nothing without matplotlib."""
     with contextlib.suppress(ImportError, OSError):
@@ -113,7 +120,7 @@ def draw_curves(folder: Path) -> None:
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.add_subplot()
         for name, style in (("train/loss", {"linewidth": 1}), ("val/loss", {"marker": "o", "markersize": 3})):
-            points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
+            points = [(int(row["step"]), float(row[name])) for row in new_values(rows, name)]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, **style)
         axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)

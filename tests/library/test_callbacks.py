@@ -26,7 +26,7 @@ def test_what_is_logged_for_one_step_is_one_row(tmp_path: Path) -> None:
     logger.finalize("success")
     assert rows(tmp_path) == [
         {"step": "1", "train/loss": "2.0", "val/loss": "1.5", "lr": "0.1"},
-        {"step": "2", "train/loss": "1.0", "val/loss": "", "lr": ""},
+        {"step": "2", "train/loss": "1.0", "val/loss": "1.5", "lr": ""},  # the newest validation is still known
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
@@ -53,7 +53,7 @@ def test_a_resumed_run_continues_after_its_checkpoint(tmp_path: Path) -> None:
     second.log_metrics({"train/loss": 5.5}, 4)
     second.finalize("success")
     found = [(row["step"], row["train/loss"], row["val/loss"]) for row in rows(tmp_path)]
-    assert found == [("1", "0.0", ""), ("2", "1.0", ""), ("3", "2.0", ""), ("4", "3.0", "9.0"), ("5", "5.5", "")]
+    assert found == [("1", "0.0", ""), ("2", "1.0", ""), ("3", "2.0", ""), ("4", "3.0", "9.0"), ("5", "5.5", "9.0")]
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -76,7 +76,8 @@ def test_a_training_fills_every_row(
     assert [int(row["step"]) for row in table] == [1, 2, 3, 4]
     assert [int(row["tokens"]) for row in table] == [n * accumulate * batches[0][0].numel() for n in (1, 2, 3, 4)]
     assert all(float(row["train/loss"]) > 0 and float(row["train/grad_norm"]) > 0 for row in table)
-    assert [bool(row["val/loss"]) for row in table] == [False, True, False, True]
+    assert [bool(row["val/loss"]) for row in table] == [False, True, True, True]
+    assert table[1]["val/loss"] == table[2]["val/loss"] != table[3]["val/loss"]
     seconds = [float(row["seconds"]) for row in table]
     assert seconds == sorted(seconds)
 

@@ -149,7 +149,7 @@ def test_the_first_lines_say_what_is_trained(cli):
         r"data +adder: 9,000 train, 500 val, 500 test sequences of 6 tokens, vocabulary of 10",
         r"model +GPT of [\d,]+ parameters, n_layer=1 n_head=2 n_embd=16",
         r"training +6 steps of 64 sequences \(384 tokens\), AdamW, learning rate 0\.0168",
-        r"device +cpu, 32-true, \d+ threads",
+        r"device +cpu, 32-true, \d+ threads?",
         r"run folder +run",
     ):
         assert re.search(rf"^{line}$", err, re.MULTILINE), line
@@ -179,8 +179,8 @@ def test_metrics_csv_is_a_table_that_plots(cli):
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "3", "4", "6"], "each logged step and each validation, once"
     assert [row["tokens"] for row in rows] == [str(384 * n) for n in (2, 3, 4, 6)]
-    assert [bool(row["train/loss"]) for row in rows] == [True, False, True, True]
-    assert [bool(row["val/loss"]) for row in rows] == [False, True, False, True]
+    assert all(row["train/loss"] for row in rows)
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, True, True], "from the first validation on"
     assert {"lr-AdamW/hidden", "train/grad_norm", "val/exact_match", "test/loss"} <= set(rows[0])
     assert list(rows[0])[:3] == ["step", "tokens", "seconds"]
     assert (rows[-1]["test/loss"], rows[-1]["step"]) == (

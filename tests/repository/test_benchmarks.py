@@ -112,13 +112,13 @@ def test_a_chart_of_the_rows_of_a_run(tmp_path: Path) -> None:
 
 
 OLD = "step,train/loss,val/loss\n0,3.5,\n1,3.0,\n1,,3.25\n"  # a row for each kind of value, steps from 0
-NEW = "step,tokens,seconds,train/loss,val/loss\n1,8,0.1,3.5,\n2,16,0.2,3.0,3.25\n"
+NEW = "step,tokens,seconds,train/loss,val/loss\n1,8,0.1,3.5,\n2,16,0.2,3.0,3.25\n3,24,0.3,2.5,3.25\n"
 
 
 @pytest.mark.parametrize("metrics", [OLD, NEW])
 def test_curves_of_old_and_new_metrics(metrics: str, tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(metrics)
-    assert curve(tmp_path, "train/loss") == ([1, 2], [3.5, 3.0])
+    assert curve(tmp_path, "train/loss") == (([1, 2], [3.5, 3.0]) if metrics == OLD else ([1, 2, 3], [3.5, 3.0, 2.5]))
     assert curve(tmp_path, "val/loss") == ([2], [3.25])
 
 
