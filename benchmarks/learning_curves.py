@@ -19,7 +19,7 @@ from mingpt_lightning.cli.summary import new_values
 
 
 def curve(run: Path, metric: str) -> tuple[list[int], list[float]]:
-    """Steps, counted from 1, and values of a metric in the metrics.csv of a run folder; rows without news are skipped."""
+    """Steps, counted from 1, and values of a metric in the metrics.csv of a run folder, where the metric is new."""
     with (run / "metrics.csv").open(newline="") as stream:
         rows = new_values(list(csv.DictReader(stream)), metric)
     first = 0 if rows and "tokens" in rows[0] else 1  # without that column, a file counts steps from 0

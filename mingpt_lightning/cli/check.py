@@ -229,7 +229,7 @@ def span(seconds: float) -> str:
     return f"{seconds:.2g} s"
 
 
-def run(cfg: DictConfig, started: float) -> None:
+def run_task(cfg: DictConfig, started: float) -> None:
     """Print what each check says of the run that this config would be. Raises UserError if something is off."""
     trial, off = Trial(cfg), list[str]()
     title = f"GPT of {trial.gpt.n_parameters:,} parameters, {trial.flops / 1e6:,.1f} MFLOP a token"

@@ -7,7 +7,7 @@ from mingpt_lightning.cli.summary import Result, report, write_summary
 from mingpt_lightning.console import console
 
 
-def run(cfg: DictConfig, started: float) -> float | None:
+def run_task(cfg: DictConfig, started: float) -> float | None:
     """Evaluate, and write what was found into the folder of the run that the checkpoint belongs to.
 
     As validate.json or test.json; as summary.json where the command line names a folder, or in a sweep. Returns the

@@ -9,7 +9,7 @@ from mingpt_lightning.console import console
 from mingpt_lightning.errors import UserError
 
 
-def run(cfg: DictConfig, started: float) -> None:
+def run_task(cfg: DictConfig, started: float) -> None:
     """Write the model that the command line names, with its tokenizer, in Hugging Face's layout."""
     if cfg.output is None:
         raise UserError("task=export needs a folder to write", "output", "Give output=FOLDER.")

@@ -21,7 +21,7 @@ from mingpt_lightning.files import lock
 from mingpt_lightning.signals import Stopped
 
 
-def run(cfg: DictConfig, started: float) -> float | None:
+def run_task(cfg: DictConfig, started: float) -> float | None:
     """Train; then test the best checkpoint on held-out data. Returns the metric that a sweep compares.
 
     started: when the run began, on the clock of time.perf_counter.

@@ -27,7 +27,7 @@ ROWS = 16
 """How many texts are generated at once: on a CPU, so many take little longer than one."""
 
 
-def run(cfg: DictConfig, started: float) -> None:
+def run_task(cfg: DictConfig, started: float) -> None:
     """Text from a checkpoint or a pretrained model, on standard output or as JSON lines."""
     require_positive(num_samples=cfg.num_samples)
     prompts, stop = read_prompts(cfg), stop_strings(cfg.stop)

@@ -40,7 +40,7 @@ TASKS = {
     "export": "export",
     "check": "check",
 }
-"""The tasks, and the modules of `cli/` whose `run(cfg, started)` does them."""
+"""The tasks, and the modules of `cli/` whose `run_task(cfg, started)` does them."""
 
 TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
 """Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
@@ -160,7 +160,7 @@ def launch(cfg: DictConfig) -> float | None:
         with warnings.catch_warnings():
             for message in NOISE:
                 warnings.filterwarnings("ignore", message=message)
-            return task.run(cfg, started)
+            return task.run_task(cfg, started)
     except Exception as failure:
         error = failure if isinstance(failure, UserError) else resource_error(failure)
         if isinstance(failure, OmegaConfBaseException):  # an interpolation that leads nowhere
