@@ -3,7 +3,6 @@
 import io
 import os
 import random
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,33 +24,12 @@ from tests.common import ROOT, Cli, MakeGPT, MakeTrainer
 settings.register_profile("tests", max_examples=25, deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
-OF_THE_USER = (
-    *("SLURM_", "OMP_", "GOMP_", "MKL_", "KMP_", "MALLOC_", "GLIBC_"),  # schedulers, threads, memory
-    *("PL_", "HYDRA_", "HF_", "TRANSFORMERS_", "TORCH", "TIKTOKEN_", "MASTER_", "LOCAL_", "GROUP_"),  # libraries
-    *("RANK", "WORLD_SIZE", "NODE_RANK", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TTY_", "PYTHONWARNINGS"),
-)
-"""How names of environment variables begin that change what a training does or what it prints."""
-
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Without pytest-xdist, take its options of pyproject.toml for nothing."""
     if not pluginmanager.hasplugin("xdist"):
         for name in ("--numprocesses", "--maxprocesses", "--dist"):
             parser.addoption(name, help="ignored: there is no pytest-xdist")
-
-
-def pytest_configure() -> None:
-    """Give this process, and so those that it starts, the same surroundings however pytest was started.
-
-    The shell ignores SIGINT for what a script runs in the background and `nohup` ignores SIGHUP; children inherit that.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_DFL)
-    for name in [name for name in os.environ if name.startswith(OF_THE_USER)]:
-        del os.environ[name]
-    os.environ["OMP_NUM_THREADS"] = "1"  # quickest for models of this size
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
