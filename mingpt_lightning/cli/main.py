@@ -154,8 +154,8 @@ def launch(cfg: DictConfig) -> float | None:
             task = import_module(f"mingpt_lightning.cli.{TASKS[cfg.task]}")
             if first:
                 started = import_module("mingpt_lightning.cli.run").process_start()
-        for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # no tips
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning", "matplotlib"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no news of fonts
         logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             for message in NOISE:
