@@ -80,6 +80,9 @@ class LanguageModel(pl.LightningModule):
         """The summed loss of a batch in nats, and the number of tokens that it sums over."""
         return cross_entropy_sum(self.gpt, self.gpt.hidden(inputs), targets), (targets != IGNORE).sum()
 
+    def on_train_start(self) -> None:
+        self.accumulated_loss = self.accumulated_tokens = 0  # an earlier training may have been interrupted
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.has_dropout:  # its random numbers are a function of the seed and of the tokens trained so far
             torch.manual_seed(int(mix(self.tokens_seen, key=mix(self.global_rank, key=self.seed % 2**64))))
@@ -143,6 +146,11 @@ class LanguageModel(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.sums.append(self.evaluate(batch))
 
+    def on_validation_epoch_start(self) -> None:
+        self.sums = []  # an earlier evaluation may have been interrupted
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def on_validation_epoch_end(self) -> None:
         self.validated_step = self.global_step
         if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
@@ -153,9 +161,8 @@ class LanguageModel(pl.LightningModule):
         self.log_evaluation("test")
 
     def log_evaluation(self, stage: str) -> None:
-        """Log the metrics of all batches since the last call."""
+        """Log the metrics of all batches of an evaluation."""
         sums = torch.stack(self.sums).cpu().double().sum(dim=0)
-        self.sums = []
         values = metrics_of(self.trainer.strategy.reduce(sums, reduce_op="sum"), self.tokenizer)
         if not math.isfinite(values["loss"]) and self.trainer.state.fn == "fit":
             what = f"{stage}/loss is {values['loss']} after step {self.global_step:,}"
