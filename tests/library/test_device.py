@@ -11,13 +11,12 @@ from tests.common import python
 FAULTS = """
 import resource, sys, torch
 from mingpt_lightning.device import keep_memory
-from tests.common import ROOT
 if "keep" in sys.argv:
     keep_memory()
-for _ in range(3):
+for _ in range(8):
     torch.ones(2**24)  # until the heap has found its size
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+for _ in range(5):
     torch.ones(2**24)  # 64 MB
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
