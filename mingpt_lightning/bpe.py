@@ -169,7 +169,7 @@ def read_tokenizer_json(name: str | Path, revision: str | None = None) -> str:
     if Path(name).expanduser().is_file() and revision is None:
         files = [Path(name).expanduser()]
     else:
-        repository = Repository(name, revision)
+        repository = Repository(name, revision, "tokenizer")
         files = [repository.require("tokenizer.json", "vocab.json", "encoder.json")]
         if files[0].name != "tokenizer.json":
             files.append(repository.require("merges.txt", "vocab.bpe"))
@@ -178,7 +178,7 @@ def read_tokenizer_json(name: str | Path, revision: str | None = None) -> str:
             return byte_level(models.BPE.from_file(*map(str, files))).to_str()
         return files[0].read_text(encoding="utf-8")
     except Exception as error:  # tokenizers raises nothing more special
-        raise CheckpointError(f"{files[0]} cannot be read: {error}", "tokenizer", "Fetch it again.") from error
+        raise CheckpointError(f"{files[0]} cannot be read: {error}", "tokenizer", "Download it again.") from error
 
 
 def load_backend(content: str) -> "Backend":

@@ -157,7 +157,8 @@ class CSVLogger(pl.loggers.logger.Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        values = {name: value for name, value in metrics.items() if name != "epoch"}  # steps say more
+        plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in metrics.items()}
+        values = {name: value for name, value in plain.items() if name != "epoch"}  # steps say more
         number = (step or 0) + 1
         if not self.rows or self.rows[-1]["step"] != number:
             same = self.last.get("step") == number  # a row of the file, of which more is known now
@@ -166,7 +167,9 @@ class CSVLogger(pl.loggers.logger.Logger):
         self.rows[-1] |= values
         self.last = self.rows[-1]
         if len(self.rows) > self.flush_every:
+            newest = self.rows.pop()  # more may become known of it
             self.save()
+            self.rows = [newest]
 
     @rank_zero_only
     def save(self) -> None:
@@ -191,7 +194,9 @@ class CSVLogger(pl.loggers.logger.Logger):
     def rewind(self, step: int) -> None:
         """Drop the rows after a step, which an earlier process logged."""
         if self.file.exists():
-            rows = [row for row in self.read_rows() if int(row["step"]) <= step]
+            rows = self.read_rows()
+            since = step if rows and "tokens" in rows[0] else step - 1  # before that column, steps counted from 0
+            rows = [row for row in rows if int(row["step"]) <= since]
             self.columns = list(rows[0]) if rows else []
             self.last = {**rows[-1], "step": int(rows[-1]["step"])} if rows else {}
             self.saved_step = self.last.get("step", 0)

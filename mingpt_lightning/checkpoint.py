@@ -59,11 +59,12 @@ def metadata(
 
 
 class Restored(NamedTuple):
-    """The objects of a checkpoint; the GPT has its weights."""
+    """The objects of a checkpoint; the GPT has its weights. tokens_seen: in training."""
 
     gpt: GPT
     tokenizer: Tokenizer | None
     config: dict[str, Any]
+    tokens_seen: int
 
 
 def restore(content: dict[str, Any]) -> Restored:
@@ -72,8 +73,10 @@ def restore(content: dict[str, Any]) -> Restored:
     Raises CheckpointError when its sizes don't fit its weights, before memory is allocated for them.
     """
     ours, prefix = content[KEY], "gpt."
-    weights = {name.removeprefix(prefix): w for name, w in content["state_dict"].items() if name.startswith(prefix)}
     try:
+        if not all(name.startswith(prefix) for name in content["state_dict"]):
+            raise RuntimeError
+        weights = {name.removeprefix(prefix): weight for name, weight in content["state_dict"].items()}
         blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
         shape = tuple(weights["token_embedding.weight"].shape)
         sizes = ours["gpt"]
@@ -82,7 +85,7 @@ def restore(content: dict[str, Any]) -> Restored:
         tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
         gpt = GPT(**sizes)
         gpt.load_state_dict(weights)
-        return Restored(gpt, tokenizer, dict(ours["config"]))
+        return Restored(gpt, tokenizer, dict(ours["config"]), int(ours["tokens_seen"]))
     except CheckpointError:
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -41,7 +41,7 @@ def complete(
     going = set(range(len(prompts)))
     open_ended = tokenizer.answer_length is None
     reach = max((len(string.encode()) for string in stop if open_ended), default=0)  # no token is less than a byte
-    rows = [tokens or start(tokenizer) for tokens in shown]
+    rows = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
     for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, repeats):
         values = column.tolist()
         for row in tuple(going):
@@ -82,7 +82,7 @@ def stream(
         yield complete(gpt, tokenizer, [prompt], max_new_tokens, **options)[0].text
         return
     ends = set(tokenizer.stop_tokens if stop_tokens is None else stop_tokens)
-    row = tokenizer.encode(prompt) or start(tokenizer)
+    row = prompt_tokens(tokenizer, prompt)
 
     def tokens() -> Iterator[int]:
         for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache, [repeat]):
@@ -99,8 +99,10 @@ def stream(
         tail = text[-reach:] if reach else ""
 
 
-def start(tokenizer: Tokenizer) -> list[int]:
-    """The tokens that an empty prompt starts from. Raises UserError where there is no such token."""
+def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The tokens of a prompt; of an empty one, the start token. Raises UserError where there is no such token."""
+    if tokens := tokenizer.encode(prompt):
+        return tokens
     if tokenizer.start_token is None:
         raise UserError("the prompt is empty", "prompt", "This model can't start from nothing; give it some text.")
     return [tokenizer.start_token]

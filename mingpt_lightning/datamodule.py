@@ -23,7 +23,7 @@ IGNORE = -100
 """A target that takes no loss."""
 
 TOKENS_AT_ONCE = 2**16
-"""How many tokens a loader computes together: numpy takes nearly as long for a few."""
+"""How many tokens a loader computes together: below this, numpy's overhead per call dominates."""
 
 Split = Literal["train", "val", "test"]
 Batch = tuple[Tensor, Tensor]

@@ -83,7 +83,7 @@ def require_number(**values: float) -> None:
     """Raise UserError for the first value that is not a finite number above 0."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise UserError(f"{name}={value} is not a number above 0", name, "Give one.")
+            raise UserError(f"{name}={value} is not a number above 0", name, "Use a positive number.")
 
 
 def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float | Sequence[float] = 0.0) -> None:

@@ -45,9 +45,9 @@ def atomic_write(file: Path, *, durable: bool = False, shared: bool = False) -> 
         raise
 
 
-def write_text(file: Path, text: str, *, durable: bool = False) -> None:
-    """Write a small UTF-8 file atomically."""
-    with atomic_write(file, durable=durable) as part:
+def write_text(file: Path, text: str, *, durable: bool = False, shared: bool = False) -> None:
+    """Write a small UTF-8 file atomically; options as for `atomic_write`."""
+    with atomic_write(file, durable=durable, shared=shared) as part:
         part.write_text(text, encoding="utf-8")
 
 
@@ -88,17 +88,17 @@ def check_writable(folder: Path, needed: int, where: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path, where: str = "folder") -> Iterator[None]:
     """Hold an exclusive lock on a folder. The operating system releases it when the process ends, however it ends.
 
-    Raises UserError, naming the process, while another process holds it.
+    Raises UserError, naming the process, while another process holds it. where: the parameter, for errors.
     """
     file = folder / ".lock"
     try:
         stream = file.open("a+")
     except OSError as error:
         what = f"cannot write {folder}: {error.strerror or error}"
-        raise UserError(what, "folder", "Choose another folder.") from error
+        raise UserError(what, where, "Choose another folder.") from error
     with stream:
         if fcntl is not None:
             try:
@@ -106,11 +106,11 @@ def lock(folder: Path) -> Iterator[None]:
             except BlockingIOError as error:
                 stream.seek(0)
                 what = f"{folder} is in use by process {stream.read().strip() or 'unknown'}"
-                raise UserError(what, "folder", "Wait until it ends, or choose another folder.") from error
+                raise UserError(what, where, "Wait until it ends, or choose another folder.") from error
             except OSError:  # a file system without locks
                 pass
             if not os.path.exists(file) or not os.path.samestat(os.fstat(stream.fileno()), os.stat(file)):
-                raise UserError(f"{folder} was in use a moment ago", "folder", "Try again.")
+                raise UserError(f"{folder} was in use a moment ago", where, "Try again.")
         stream.truncate(0)
         stream.write(f"{os.getpid()}")
         stream.flush()

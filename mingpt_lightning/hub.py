@@ -18,23 +18,25 @@ from mingpt_lightning.files import atomic_write, write_error
 if TYPE_CHECKING:
     from torch import Tensor
 
-WHERE, FIX = "name", "Choose a model in Hugging Face's layout, or fetch it again."
+WHERE, FIX = "name", "Choose a model in Hugging Face's layout, or download it again."
 
 
 class Repository:
     """A folder in Hugging Face's layout, or a hub id such as "gpt2" or "distilbert/distilgpt2".
 
     name: a folder that exists is read; anything else is a hub id. revision: branch, tag or commit on the hub.
+    where: the parameter that names it, for errors.
     """
 
-    def __init__(self, name: str | Path, revision: str | None = None):
+    def __init__(self, name: str | Path, revision: str | None = None, where: str = WHERE):
+        self.where = where
         self.name = str(name)
         self.revision = None if revision is None else str(revision)
         folder = os.path.expanduser(name)
         self.folder = Path(folder) if os.path.isdir(folder) else None
         if self.folder is None and not is_hub_id(self.name):
             kind = "is a file" if os.path.isfile(folder) else "does not exist"
-            raise CheckpointError(f"the folder {name} {kind}", WHERE, "Name a folder or a hub id such as gpt2.")
+            raise CheckpointError(f"the folder {name} {kind}", where, "Name a folder or a hub id such as gpt2.")
         if self.folder is not None and revision is not None:
             raise UserError(f"revision={revision} of a local folder", "revision", "It is for hub ids; leave it out.")
 
@@ -59,7 +61,7 @@ class Repository:
         path = self.find(*names)
         if path is None:
             what = f"{self.name} holds no {' or '.join(names)}"
-            raise CheckpointError(what, WHERE, "Name a folder in Hugging Face's layout, or a hub id.")
+            raise CheckpointError(what, self.where, "Name a folder in Hugging Face's layout, or a hub id.")
         return path
 
     def weight_files(self) -> list[Path]:
@@ -87,7 +89,7 @@ class Repository:
             return None
         except errors.RepositoryNotFoundError as error:  # gated ones too
             what = f"the hub has no model {self.name}, or you may not read it"
-            raise CheckpointError(what, WHERE, "Check the id, log in (HF_TOKEN), or name a folder.") from error
+            raise CheckpointError(what, self.where, "Check the id, log in (HF_TOKEN), or name a folder.") from error
         except errors.RevisionNotFoundError as error:
             what = f"{self.name} has no revision {self.revision}"
             raise CheckpointError(what, "revision", "Name a branch, tag or commit.") from error
@@ -97,7 +99,7 @@ class Repository:
             fix = (
                 f"Name a local folder, or run `hf download {self.name}` where there is a network (HF_HOME: the cache)."
             )
-            raise ResourceError(what, WHERE, fix) from error
+            raise ResourceError(what, self.where, fix) from error
 
 
 def is_hub_id(name: str) -> bool:

@@ -19,7 +19,7 @@ from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
 from mingpt_lightning.errors import DivergedError, UserError
 from mingpt_lightning.gpt import GPT
-from mingpt_lightning.loop_state import validation_is_due
+from mingpt_lightning.loop_state import log_step, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
@@ -39,6 +39,9 @@ class LanguageModel(pl.LightningModule):
     bits_per_UNIT; losses are in nats per token. A batch is (inputs, targets), both (B, T) int64; targets of -100 take
     no loss.
     """
+
+    COUNTERS = ("tokens_seen", "validated_step", "row_step", "seed")
+    """What a resumed training needs to know of the one before."""
 
     byte_lengths: Tensor | None  # of each token, (V,) int64; None where a token is one unit
 
@@ -66,11 +69,13 @@ class LanguageModel(pl.LightningModule):
         self.validated_step = 0  # optimizer steps before the newest validation
         self.seconds_before = 0.0  # that earlier processes have spent on this run
         self.started = time.perf_counter()  # when this process began with it
-        self.train_loss: Tensor | None = None  # of the newest step so far, detached; reading it may wait for the GPU
+        self.train_loss: Tensor | None = None  # mean of the current step so far, detached; reading it may synchronise
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping; None where it isn't computed
         self.accumulated_loss: Tensor | int = 0  # the sum over the batches since the last optimizer step
         self.accumulated_tokens: Tensor | int = 0  # the number of tokens that it sums over
         self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the running evaluation
+        self.row_step = -1  # the newest step that was logged, counted from 0
+        self.lightnings_step = 0  # the step under which Lightning would log
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Next-token logits: (B, T) -> (B, T, V)."""
@@ -127,6 +132,7 @@ class LanguageModel(pl.LightningModule):
 
     def log_row(self, metrics: dict[str, float], step: int) -> None:
         """Log metrics with the tokens and seconds so far. step: counted from 0, as Lightning has it."""
+        self.row_step = step
         row = {"tokens": self.tokens_seen, "seconds": round(self.seconds, 2), **metrics}
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step)
@@ -153,12 +159,17 @@ class LanguageModel(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated_step = self.global_step
-        if self.trainer.state.fn == "fit" and not self.trainer.sanity_checking:
+        if self.trainer.state.fn == "fit" and self.row_step != self.global_step - 1 >= 0:
             self.log_row({}, self.global_step - 1)
         self.log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
         self.log_evaluation("test")
+
+    def on_validation_end(self) -> None:
+        log_step(self.trainer, self.lightnings_step)
+
+    on_test_end = on_validation_end
 
     def log_evaluation(self, stage: str) -> None:
         """Log the metrics of all batches of an evaluation."""
@@ -167,6 +178,7 @@ class LanguageModel(pl.LightningModule):
         if not math.isfinite(values["loss"]) and self.trainer.state.fn == "fit":
             what = f"{stage}/loss is {values['loss']} after step {self.global_step:,}"
             raise DivergedError(what, "lr", "Lower lr, or check the data.")
+        self.lightnings_step = log_step(self.trainer, max(0, self.global_step - 1))  # not the next one, amid a step
         distributed = self.trainer.world_size > 1  # all have the same values, and Lightning asks for it
         self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=distributed)
 
@@ -268,7 +280,7 @@ class LanguageModel(pl.LightningModule):
 
     def metadata(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint of this system holds beside Lightning's entries; see `checkpoint.metadata`."""
-        counters = {name: getattr(self, name) for name in ("tokens_seen", "validated_step", "seed", "seconds")}
+        counters = {"seconds": self.seconds, **{name: getattr(self, name) for name in self.COUNTERS}}
         fingerprint = datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None
         return metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
 
@@ -277,7 +289,7 @@ class LanguageModel(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint[KEY]
-        for name in ("tokens_seen", "validated_step", "seed"):
+        for name in self.COUNTERS:
             setattr(self, name, ours.get(name, getattr(self, name)))
         self.seconds_before = ours.get("seconds", 0.0)
 
@@ -294,5 +306,5 @@ class LanguageModel(pl.LightningModule):
         """The system of a checkpoint's content (see `read_checkpoint`), in evaluation mode."""
         restored = restore(content)
         system = cls(restored.gpt, tokenizer=restored.tokenizer, config=restored.config)
-        system.tokens_seen = content[KEY]["tokens_seen"]
+        system.tokens_seen = restored.tokens_seen
         return system.eval()

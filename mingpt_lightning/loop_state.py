@@ -44,6 +44,8 @@ def validation_is_due(trainer: pl.Trainer) -> bool:
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
-def log_step(trainer: pl.Trainer, step: int) -> None:
-    """Let what is logged from now on belong to optimizer step `step`, counted from 1 (Lightning counts from 0)."""
-    trainer.fit_loop.epoch_loop._batches_that_stepped = step - 1
+def log_step(trainer: pl.Trainer, step: int) -> int:
+    """Have Lightning log under an optimizer step, counted from 0, from now on; returns the step before."""
+    loop = trainer.fit_loop.epoch_loop
+    before, loop._batches_that_stepped = loop._batches_that_stepped, step
+    return before

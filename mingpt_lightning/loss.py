@@ -20,7 +20,7 @@ DEFAULT_LOGITS = 2**31
 
 
 def chunk_rows(device: torch.device, vocab_size: int) -> int:
-    """How many tokens a chunk has: for so many, logits are in memory together."""
+    """The number of tokens per chunk; the logits of one chunk are in memory at once."""
     return max(1, LOGITS.get(device.type, DEFAULT_LOGITS) // vocab_size)
 
 

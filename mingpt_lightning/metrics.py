@@ -40,7 +40,10 @@ def chunk_sums(logits: Tensor, targets: Tensor, byte_lengths: Tensor | None) -> 
 
 
 def metrics_of(sums: Tensor, tokenizer: Tokenizer | None) -> dict[str, float]:
-    """The metrics of summed sums. Exact match needs an `answer_length` of the tokenizer, bits per unit a `unit`."""
+    """The metrics from sums of `metric_sums`, added over batches.
+
+    The exact match needs a tokenizer with an `answer_length`, bits per unit one with a `unit`.
+    """
     total, tokens, right, sequences, units = sums.tolist()
     loss = total / max(tokens, 1)
     values = {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}

@@ -1,4 +1,4 @@
-"""Stop signals: training ends between two steps with everything saved; anything else ends at once.
+"""Stop signals: training ends between two steps with everything saved; any other work stops at once.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP; within a SLURM job also SIGUSR1 and SIGUSR2, which announce that its time limit is
 near (`sbatch --signal`), so that it requeues itself. A signal that the parent process ignores (`nohup`) stays ignored.
@@ -70,6 +70,6 @@ def requeue(number: int) -> None:
     job = f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
     try:
         subprocess.run(["scontrol", "requeue", job], check=True, capture_output=True)
-        sys.stderr.write(f"asked SLURM to run job {job} again\n")
+        sys.stderr.write(f"requeued SLURM job {job}\n")
     except (OSError, subprocess.CalledProcessError) as error:
-        sys.stderr.write(f"SLURM does not run job {job} again: {error}\n")
+        sys.stderr.write(f"could not requeue SLURM job {job}: {error}\n")

@@ -106,7 +106,7 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody is at the keyboard
 
     def run(*arguments: str) -> tuple[int, str, str]:
-        from mingpt_lightning.cli import main
+        from mingpt_lightning.cli.main import main
 
         monkeypatch.setattr(sys, "argv", [str(ROOT / "main.py"), *arguments])
         code = 0

@@ -65,7 +65,7 @@ class Run:
                 os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
             sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
             sys.argv = [MAIN, *arguments]
-            from mingpt_lightning.cli import main
+            from mingpt_lightning.cli.main import main
             from mingpt_lightning.signals import STOP
 
             signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs of a shell

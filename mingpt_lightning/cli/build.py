@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.checkpoint import Checkpoint
 from mingpt_lightning.cli.config import locate
-from mingpt_lightning.device import fast_dtype
+from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
 
 ALLOWED = (
@@ -123,12 +123,16 @@ def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> l
 
 
 def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
-    """The Trainer, with `precision: auto` decided by the device and the width of the model."""
+    """The Trainer, and threads and memory as it wants them; `precision: auto` depends on device and width."""
     settings = node.copy()
     if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
         settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
     if settings.precision == "auto":
         settings.precision = fast_precision(settings.accelerator, n_embd)
+    if (settings.max_steps, settings.get("max_epochs"), settings.get("max_time")) == (-1, None, None):
+        settings.max_epochs = 1000  # Lightning's default, which it sets only when training begins
+    set_threads(n_embd)
+    keep_memory()
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
     return build(settings, "trainer", **arguments)

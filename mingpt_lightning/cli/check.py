@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.filesize import decimal
 
 from mingpt_lightning.checkpoint import Checkpoint
-from mingpt_lightning.cli.build import build, build_trainer
+from mingpt_lightning.cli.build import build, build_callbacks, build_trainer
 from mingpt_lightning.cli.fit import check_batches
 from mingpt_lightning.cli.resume import load_weights
 from mingpt_lightning.cli.run import assemble, is_pretrained
@@ -57,6 +57,7 @@ class Trial:
         self.pretrained = cfg.checkpoint is not None or is_pretrained(cfg.model)
         self.device = self.trainer.strategy.root_device
         check_batches(self.run)
+        build_callbacks(cfg.callbacks, self.run.system.metric_names(), logging=True)  # for the mistakes in them
         if cfg.checkpoint is not None:
             load_weights(self.run)
         self.steps = self.run.system.total_steps()
@@ -133,7 +134,7 @@ def causality(trial: Trial) -> Finding:
     with trial.trainer.precision_plugin.forward_context():
         change = (gpt(tokens) - gpt(others)).detach().abs().amax(dim=(0, 2)).tolist()
     before, after = max(change[:middle], default=0.0), min(change[middle:])
-    text = f"other tokens from the middle on change the logits before by {before:.2g}, after by {after:.2g}"
+    text = f"changing the second half changes logits of the first by {before:.2g}, of the second by {after:.2g}"
     return Finding(before <= 1e-5 < after, text, "A token may change what comes after it, and must: see the attention.")
 
 

@@ -62,8 +62,8 @@ RULES = {
     "trainer.devices": Rule((int, str, list)),
     "trainer.fast_dev_run": Rule((int, bool)),
 }
-"""Keys with more to check than the type of their default: values that Lightning or torch would take and then divide by,
-ignore, or never come to an end with."""
+"""Keys with more to check than the type of their default: values that Lightning or torch would accept, then divide by,
+ignore, or never finish with."""
 
 TYPE_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
 
@@ -160,8 +160,8 @@ def check_type(key: str, value: Any, default: Any) -> None:
 def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     """One line for what Hydra and OmegaConf say, in many, about a command line that can't be composed."""
     cause = error.__cause__
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, choice = error.missing_cfg_file.rsplit("/", 1)
+    if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
+        group, choice = str(error.missing_cfg_file).rsplit("/", 1)
         return UserError(f"{group}={choice} does not exist", group, nearest(choice, error.options or []))
     if isinstance(error, OSError) and error.filename:
         return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
@@ -170,7 +170,7 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
         return UserError(f"unknown key '{cause.full_key}'", "command line", nearest(str(cause.key), known))
     for override in parsed(overrides):
         group, value = override.key_or_group, override.value()
-        if (CONFIG_DIR / group).is_dir() and not isinstance(value, str | list):
+        if (CONFIG_DIR / group).is_dir() and not isinstance(value, str | list) and not override.is_delete():
             fix = f"Use {group}=none." if (CONFIG_DIR / group / "none.yaml").exists() else "Name one of its choices."
             return UserError(f"{override.input_line} is not possible", group, fix)
         if override.is_sweep_override() and isinstance(error, HydraException):

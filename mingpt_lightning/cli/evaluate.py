@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 from mingpt_lightning.cli.run import assemble_evaluation, named_folder, save_config
 from mingpt_lightning.cli.summary import Result, report, write_summary
 from mingpt_lightning.console import console
+from mingpt_lightning.errors import ResourceError
 
 
 def run_task(cfg: DictConfig, started: float) -> float | None:
@@ -27,6 +28,11 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     elif run.checkpoint is not None and run.checkpoint.parent.name == "checkpoints":
         file = run.checkpoint.parent.parent / f"{cfg.task}.json"
     if file is not None and run.trainer.is_global_zero:
-        write_summary(run, result, file)
-        console.print(f"written     {file}", markup=False)
+        try:
+            write_summary(run, result, file, shared=True)
+            console.print(f"written     {file}", markup=False)
+        except ResourceError as error:
+            if folder is not None:
+                raise
+            console.print(f"not written {error.what}", markup=False)  # the run may be somebody else's
     return metrics.get(f"{split}/loss")

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 
 from mingpt_lightning.cli.run import read_system
 from mingpt_lightning.console import console
-from mingpt_lightning.errors import UserError
+from mingpt_lightning.errors import ResourceError, UserError
 
 
 def run_task(cfg: DictConfig, started: float) -> None:
@@ -17,5 +17,8 @@ def run_task(cfg: DictConfig, started: float) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder", "output", "Choose another output=.")
     system = read_system(cfg)
-    system.gpt.save_pretrained(folder, system.tokenizer)
+    try:
+        system.gpt.save_pretrained(folder, system.tokenizer)
+    except ResourceError as error:
+        raise ResourceError(error.what, "output", "Choose another output=.") from error
     console.print(f"exported    {folder}", markup=False)

@@ -8,7 +8,6 @@ import shutil
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mingpt_lightning import loop_state
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
@@ -28,7 +27,7 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     """
     folder = run_folder()
     console.quiet = not is_first_process()
-    with lock(folder) if is_first_process() else contextlib.nullcontext():
+    with lock(folder, "run_dir") if is_first_process() else contextlib.nullcontext():
         resumed, notes = find_resumable(folder, cfg.resume)
         for note in notes:
             console.print(f"note: {note}", markup=False)
@@ -44,7 +43,7 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         try:
             run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
         except Stopped:
-            if run.system.tokens_seen:
+            if run.system.tokens_seen and run.trainer.is_global_zero:
                 write_summary(run, Result("fit", {}, run.trainer.global_step, None), folder / "summary.json")
                 say_how_to_resume(run)
             raise
@@ -64,7 +63,6 @@ def evaluate_best(run: Run) -> Result:
     trainer, system, data = run.trainer, run.system, run.datamodule
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
     steps, checkpoint = trainer.global_step, None
-    loop_state.log_step(trainer, steps)
     if system.validated_step != steps:
         results = trainer.validate(system, datamodule=data, verbose=False)
         metrics |= results[0] if results else {}  # without limit_val_batches=0

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.cli.build import device_for
 from mingpt_lightning.cli.run import read_system
-from mingpt_lightning.completion import check_stop, complete, stream
+from mingpt_lightning.completion import check_stop, complete, prompt_tokens, stream
 from mingpt_lightning.console import console, say
 from mingpt_lightning.device import keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError, require_positive
@@ -48,7 +48,7 @@ def run_task(cfg: DictConfig, started: float) -> None:
     if length is not None and cfg.temperature is None:
         sampling["temperature"] = 0.0  # there is one right answer
     if (cfg.top_k or 0) > sizes["vocab_size"]:
-        console.print(f"top_k={cfg.top_k} is more than the {sizes['vocab_size']} tokens there are: all are left")
+        console.print(f"top_k={cfg.top_k} exceeds the vocabulary of {sizes['vocab_size']} tokens and has no effect")
     set_threads(sizes["n_embd"])
     keep_memory()
     optimize_for_inference(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
@@ -103,7 +103,7 @@ def samples(
     """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion."""
     assert system.tokenizer is not None
     rows = [prompt for prompt in prompts for _ in range(num_samples)]
-    repeats = count_repeats(tuple(system.tokenizer.encode(prompt)) for prompt in rows)
+    repeats = count_repeats(tuple(prompt_tokens(system.tokenizer, prompt)) for prompt in rows)
     for first in range(0, len(rows), ROWS):
         batch, before = rows[first : first + ROWS], repeats[first : first + ROWS]
         completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, repeats=before, **options)
@@ -151,7 +151,7 @@ def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]
     while True:
         try:
             prompt = input("> ")
-            asked.append(tuple(system.tokenizer.encode(prompt)))
+            asked.append(tuple(prompt_tokens(system.tokenizer, prompt)))
             answer(system, prompt, max_new_tokens, {**options, "repeat": count_repeats(asked)[-1]})
         except EOFError:
             console.print()

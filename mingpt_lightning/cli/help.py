@@ -55,9 +55,8 @@ def page(arguments: Sequence[str]) -> str:
     """The answer to --help: the keys of the choices that the command line names, or an overview."""
     choices = [argument.partition("=") for argument in arguments if re.fullmatch(r"[a-z]+=[\w-]+", argument)]
     known = [(group, choice) for group, _, choice in choices if (CONFIG_DIR / group / f"{choice}.yaml").is_file()]
-    pages = [text for group, choice in known if (text := choice_page(group, choice))]
-    if pages:
-        return "\n".join(pages)
+    if known:
+        return "\n".join(choice_page(group, choice) for group, choice in known)
     groups = [group for group in ORDER if (CONFIG_DIR / group).is_dir()]
     groups += sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in (*ORDER, "hydra"))
     width = max(len(command) for command, _ in EXAMPLES) + 2
@@ -71,42 +70,49 @@ def version() -> str:
 
 
 def group_line(group: str) -> str:
-    """A group with its options, wrapped; models with their number of layers and width."""
+    """A group with its options, wrapped; models with their layers x width, or their parameters."""
     options = []
     for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
         text = file.read_text(encoding="utf-8")
         sizes = [re.search(rf"^{name}: (\d+)", text, re.MULTILINE) for name in ("n_layer", "n_embd")]
-        parameters = re.search(r"([\d,.]+ [MB]) parameters", text) if group == "model" else None
-        size = "x".join(found[1] for found in sizes if found) or (
-            parameters[1].replace(" ", "\xa0") if parameters else ""
-        )
-        options.append(f"{file.stem}\xa0({size})" if size else file.stem)
+        size = "x".join(found[1] for found in sizes if found)
+        if group == "model" and not size and (found := re.search(r"([\d,.]+ [MB]) parameters", text)):
+            size = found[1]
+        options.append(f"{file.stem} ({size})".replace(" ", GLUE) if size else file.stem)
     lines = textwrap.wrap(", ".join(options), WIDTH - 14, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(f"  {group if number == 0 else '':<12}{line}" for number, line in enumerate(lines)).replace(
-        "\xa0", " "
-    )
+    names = [group, *[""] * len(lines)]
+    return "\n".join(f"  {name:<12}{line}".replace(GLUE, " ") for name, line in zip(names, lines, strict=False))
 
 
 def choice_page(group: str, choice: str) -> str:
-    """The keys of one option of a group with their defaults and comments; "" if it has none."""
+    """One option of a group: what it is, and its keys with their defaults and comments."""
     prefix = "" if group in ("task", "experiment") else f"{group}."
     text = (CONFIG_DIR / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    title = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
+    lines = [f"usage: {program()} {group}={choice} [KEY=VALUE ...]", ""]
+    lines += [part for line in title for part in textwrap.wrap(line, WIDTH)]
     rows = [(f"{prefix}{key}={default}", comment) for key, default, comment in keys(text)]
-    if not rows:
-        return ""
-    about = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
-    width = min(34, max(len(name) for name, _ in rows)) + 2
-    lines = [f"usage: {program()} {group}={choice} [KEY=VALUE ...]", "", *textwrap.wrap(" ".join(about), WIDTH), ""]
+    width = min(34, max((len(name) for name, _ in rows), default=0)) + 2
+    lines += [""] * bool(rows)
     for name, comment in rows:
         wrapped = textwrap.wrap(comment, WIDTH - width - 2) or [""]
+        if len(name) >= width and comment:
+            lines.append(f"  {name}")
+            name = ""
         lines.append(f"  {name:<{width}}{wrapped[0]}".rstrip())
         lines += [f"  {'':<{width}}{rest}" for rest in wrapped[1:]]
     return "\n".join(lines) + "\n"
 
 
 def keys(text: str) -> Iterator[tuple[str, str, str]]:
-    """The top-level keys of a config file: name, default, comment."""
+    """The keys of a config file, also in its sections: dotted name, default, comment."""
+    sections: list[str] = []
     for line in text.splitlines():
-        found = re.fullmatch(r"(\w+): (.*?)(?:\s+# (.*))?", line)
-        if found and found[1] not in ("task", "defaults", "hydra", "_target_", "_partial_"):
-            yield found[1], found[2], found[3] or ""
+        found = re.fullmatch(r"((?:  )*)(\w+):(?: (.*?))?(?:\s+# (.*))?", line)
+        if not found:
+            continue
+        indent, name, default, comment = found.groups()
+        sections = [*sections[: len(indent) // 2], name]
+        hidden = {"task", "defaults", "hydra"} & {sections[0]} or name in ("_target_", "_partial_")
+        if default is not None and not hidden:
+            yield ".".join(sections), default, comment or ""

@@ -49,8 +49,8 @@ LIST_KEYS = ("stop", "datamodule.path")
 """Those of them that may also be a list, in brackets."""
 
 SPIN_COUNT = "1000"
-"""How often a thread polls for work before it sleeps. By default threads spin for milliseconds, and where anything else
-runs on the machine, they keep each other from working: a step of a small model then took up to ten times as long."""
+"""How often a thread polls for work before it sleeps. By default threads spin for milliseconds, and on a busy machine
+they starve each other: a step of a small model then took up to ten times as long."""
 
 NOISE = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13
@@ -62,8 +62,8 @@ NOISE = (
 class Process:
     """What this process knows of the command that it runs.
 
-    since: the time of day when `main` began, to tell folders that it made. task_began: Hydra has composed a config.
-    jobs: how many tasks it has run; a sweep has several.
+    since: when `main` began, so that folders that it created can be told from older ones. task_began: Hydra has
+    composed a config. jobs: how many tasks it has run; a sweep has several.
     """
 
     since: float = 0.0
@@ -105,16 +105,16 @@ def run_command(arguments: list[str]) -> None:
     STOP.install()
     try:
         launch()
-    except BrokenPipeError:
-        raise
     except (Stopped, Exception) as error:
+        if isinstance(error, BrokenPipeError) and not PROCESS.task_began:
+            raise  # the reader of Hydra's own output has left
         if STOP.received is not None:  # code that a signal interrupts may turn it into an error of its own
             requeue(STOP.received)
             print(f"stopped by {signal.Signals(STOP.received).name}", file=sys.stderr)
             raise Stopped(STOP.received) from None
         if PROCESS.task_began:
             raise  # a bug of ours
-        fail(explain(cast(Exception, error), sys.argv[1:] if sweep else [quoted(item) for item in overrides]))
+        fail(explain(cast(Exception, error), overrides if sweep else list(map(quoted, overrides))))
     finally:
         STOP.restore()
     if FAILED:
@@ -178,11 +178,13 @@ def launch(cfg: DictConfig) -> float | None:
 
 @contextlib.contextmanager
 def quiet_broken_pipe() -> Iterator[None]:
-    """End quietly when the reader of standard output, such as `| head`, has left."""
+    """End quietly when the reader of standard output, such as `| head`, has left, except within a task."""
     try:
         yield
         sys.stdout.flush()
     except BrokenPipeError:
+        if PROCESS.task_began:
+            raise
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

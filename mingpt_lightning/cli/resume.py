@@ -1,12 +1,12 @@
 """resume=auto|must|never: which checkpoint a run resumes from, and why it may not."""
 
+import contextlib
+import sys
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object
-
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
-from mingpt_lightning.cli.build import check_targets
 from mingpt_lightning.cli.run import Run, is_first_process, named_checkpoint
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
@@ -105,13 +105,13 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
 
 
 def leads_to(target: Any) -> str:
-    """The class or function that a `_target_` names, by the module that defines it; only those allowed are imported."""
-    try:
-        check_targets({"_target_": target}, "")
-    except UserError:
-        return str(target)
-    found = get_object(target)
-    return f"{found.__module__}.{found.__qualname__}"
+    """The class or function that a `_target_` names, by the module that defines it; imports no module but our own."""
+    module, _, name = str(target).rpartition(".")
+    if module.startswith("mingpt_lightning."):
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{found.__module__}.{found.__qualname__}" if callable(found) else str(target)
 
 
 def load_weights(run: Run) -> None:

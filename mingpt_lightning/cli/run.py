@@ -23,7 +23,6 @@ from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
 from mingpt_lightning.cli.config import compose
 from mingpt_lightning.datamodule import SequenceDataModule
-from mingpt_lightning.device import keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
 
@@ -61,8 +60,6 @@ def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callb
     trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *(callbacks or [])], logger=loggers or False)
     datamodule.trainer = system.trainer = trainer  # so that the number of steps is known before training
     trainer.datamodule = datamodule  # type: ignore[attr-defined]
-    set_threads(n_embd)
-    keep_memory()
     return Run(cfg, run_folder(), datamodule, system, trainer)
 
 

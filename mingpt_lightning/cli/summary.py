@@ -62,10 +62,10 @@ def summary(run: Run, result: Result) -> dict[str, Any]:
     }
 
 
-def write_summary(run: Run, result: Result, file: Path) -> None:
-    """Write summary.json, or the same under another name."""
+def write_summary(run: Run, result: Result, file: Path, *, shared: bool = False) -> None:
+    """Write summary.json, or the same under another name. shared: other processes may be writing it too."""
     try:
-        write_text(file, json.dumps(summary(run, result), indent=2) + "\n", durable=True)
+        write_text(file, json.dumps(summary(run, result), indent=2) + "\n", durable=True, shared=shared)
     except OSError as error:
         raise write_error(file, error, "run_dir", "Free some space, or choose another run_dir=.") from error
 

@@ -155,7 +155,7 @@ def parquet_rows(file: Path, field: str) -> Iterator[str]:
                 yield from (text or "" for text in batch.column(0).to_pylist())
     except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         message = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read: {message}", "path", "Write it again.") from error
+        raise UserError(f"{file} cannot be read: {message}", "path", "Recreate the file.") from error
 
 
 def splits_words(tokenizer: BPETokenizer) -> bool:

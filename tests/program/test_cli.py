@@ -160,12 +160,12 @@ def test_the_first_lines_say_what_is_trained(cli):
 def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(cli):
     code, _, err = cli(*TINY, "compile=false", "run_dir=plain")
     assert code == 0, err
-    assert "threads, compiled" not in err
+    assert ", compiled" not in err
     command = [sys.executable, str(ROOT / "main.py"), *TINY, "compile=true", "run_dir=compiled"]
     environment = os.environ | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "threads, compiled" in result.stderr
+    assert ", compiled" in result.stderr
     for run in ("plain", "compiled"):
         names = torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True)["state_dict"]
         assert not [name for name in names if "_orig_mod" in name]

@@ -76,7 +76,7 @@ def test_what_a_person_should_know_is_said(cli: Cli, model: tuple[GPT, BPETokeni
     assert code == 0
     assert out.startswith("the cat the cat")
     assert re.search(r"a prompt has \d+ tokens; the model sees the last 32", err)
-    assert "top_k=5000 is more than the 274 tokens" in err
+    assert "top_k=5000 exceeds the vocabulary of 274 tokens" in err
 
 
 def test_dtype(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:

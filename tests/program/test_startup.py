@@ -83,7 +83,7 @@ def test_every_trainer_argument_is_in_the_config():
 def test_a_bad_config_is_refused_before_anything_heavy_is_imported(tmp_path):
     for arguments in ("--help", "model=gtp2", "model.n_layerr=4", "trainer.max_steps=abc", "model.n_embd=50"):
         code = (
-            "import sys; from mingpt_lightning.cli import main\n"
+            "import sys; from mingpt_lightning.cli.main import main\n"
             f"sys.argv = ['main.py', {arguments!r}]\n"
             "try: main()\n"
             "except SystemExit: pass\n"
@@ -95,7 +95,7 @@ def test_a_bad_config_is_refused_before_anything_heavy_is_imported(tmp_path):
 def test_threads_do_not_spin_and_transformers_stays_out_unless_asked(tmp_path):
     code = """
 import os, sys
-from mingpt_lightning.cli import main
+from mingpt_lightning.cli.main import main
 sys.argv = ["main.py", "trainer=debug", "trainer.max_steps=1", "run_dir=run", "logger=none"]
 main()
 print(os.environ["GOMP_SPINCOUNT"], "transformers" in sys.modules, "matplotlib" in sys.modules)

@@ -20,8 +20,8 @@ ROOMS = {
     "data, optimizers, metrics": ("optim", "muon", "datamodule", "metrics"),
     "training with Lightning": ("storage", "loop_state", "checkpoint", "language_model", "callbacks"),
     "the program, with Hydra": (
-        *("cli.config", "cli.build", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export"),
-        *("cli.generate", "cli.check", "cli.sweep", "cli.help", "cli.main", "cli.__init__", "__main__"),
+        *("cli.sweep", "cli.__init__", "cli.config", "cli.build", "cli.run", "cli.resume", "cli.summary", "cli.fit"),
+        *("cli.evaluate", "cli.export", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]
@@ -31,7 +31,7 @@ UPWARD = {("gpt", "generation"), ("gpt", "pretrained")}
 """The exceptions: GPT's three short methods `generate`, `from_pretrained` and `save_pretrained`."""
 
 LIGHTNING = MODULES.index("datamodule")
-PROGRAM = MODULES.index("cli.config")
+PROGRAM = MODULES.index("cli.sweep")
 NO_TORCH = {
     "errors",
     "files",
