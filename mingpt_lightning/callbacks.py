@@ -136,8 +136,8 @@ class CSVLogger(pl.loggers.logger.Logger):
         self.flush_every = flush_every
         self.columns: list[str] = []  # of the file
         self.saved_step = 0  # of the last row in it
-        self.last: dict[str, Any] = {}  # the newest row
-        self.rows: list[dict[str, Any]] = []  # that are not in the file yet
+        self.rows: list[dict[str, Any]] = []  # that are not in it yet
+        self.validation: dict[str, Any] = {}  # the metrics of the newest one
 
     @property
     def name(self) -> str:
@@ -157,34 +157,39 @@ class CSVLogger(pl.loggers.logger.Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        plain = {name: getattr(value, "item", lambda value=value: value)() for name, value in metrics.items()}
-        values = {name: value for name, value in plain.items() if name != "epoch"}  # steps say more
+        values = {name: getattr(value, "item", lambda value=value: value)() for name, value in metrics.items()}
+        values.pop("epoch", None)  # steps say more
+        self.validation |= {name: value for name, value in values.items() if name.startswith("val/")}
         number = (step or 0) + 1
-        if not self.rows or self.rows[-1]["step"] != number:
-            same = self.last.get("step") == number  # a row of the file, of which more is known now
-            known = {name: value for name, value in self.last.items() if same or name.startswith("val/")}
-            self.rows.append({**known, "step": number})
-        self.rows[-1] |= values
-        self.last = self.rows[-1]
-        if len(self.rows) > self.flush_every:
-            newest = self.rows.pop()  # more may become known of it
+        row = next((row for row in reversed(self.rows) if row["step"] == number), None)
+        if row is None:
+            row = {"step": number}
+            self.rows.append(row)
+        row |= self.validation | values
+        if len(self.rows) > self.flush_every + 1:
+            newest, self.rows = self.rows[-2:], self.rows[:-2]  # of which more may become known
             self.save()
-            self.rows = [newest]
+            self.rows = newest
 
     @rank_zero_only
     def save(self) -> None:
         if not self.rows:
             return
         names = set(self.columns).union(*self.rows)
-        if names != set(self.columns) or self.rows[0]["step"] == self.saved_step:
-            old = [row for row in self.read_rows() if int(row["step"]) != self.rows[0]["step"]]
-            names = names.union(*old[:1])
+        if names == set(self.columns) and min(row["step"] for row in self.rows) > self.saved_step:
+            with self.file.open("a", newline="") as stream:
+                csv.DictWriter(stream, self.columns).writerows(self.rows)
+        else:  # there are new columns, or more is known of a row that is in the file
+            table: dict[int, dict[str, Any]] = {}
+            for row in [*self.read_rows(), *self.rows]:
+                known = {name: value for name, value in row.items() if value != ""}
+                table[int(row["step"])] = table.get(int(row["step"]), {}) | known
+            names = names.union(*table.values())
             first = [name for name in self.FIRST if name in names]
             self.columns = first + sorted(names.difference(first))
-            self.write_rows(old)
-        with self.file.open("a", newline="") as stream:
-            csv.DictWriter(stream, self.columns).writerows(self.rows)
-        self.saved_step, self.rows = self.rows[-1]["step"], []
+            self.write_rows([table[step] for step in sorted(table)])
+        self.saved_step = max(self.saved_step, *(row["step"] for row in self.rows))
+        self.rows = []
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -198,8 +203,9 @@ class CSVLogger(pl.loggers.logger.Logger):
             since = step if rows and "tokens" in rows[0] else step - 1  # before that column, steps counted from 0
             rows = [row for row in rows if int(row["step"]) <= since]
             self.columns = list(rows[0]) if rows else []
-            self.last = {**rows[-1], "step": int(rows[-1]["step"])} if rows else {}
-            self.saved_step = self.last.get("step", 0)
+            self.saved_step = int(rows[-1]["step"]) if rows else 0
+            last = rows[-1] if rows else {}
+            self.validation = {name: value for name, value in last.items() if name.startswith("val/") and value}
             self.write_rows(rows)
 
     def read_rows(self) -> list[dict[str, Any]]:

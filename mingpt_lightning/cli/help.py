@@ -91,7 +91,7 @@ def choice_page(group: str, choice: str) -> str:
     title = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
     lines = [f"usage: {program()} {group}={choice} [KEY=VALUE ...]", ""]
     lines += [part for line in title for part in textwrap.wrap(line, WIDTH)]
-    rows = [(f"{prefix}{key}={default}", comment) for key, default, comment in keys(text)]
+    rows = [(shorten(f"{prefix}{key}={default}"), comment) for key, default, comment in keys(text)]
     width = min(34, max((len(name) for name, _ in rows), default=0)) + 2
     lines += [""] * bool(rows)
     for name, comment in rows:
@@ -102,6 +102,11 @@ def choice_page(group: str, choice: str) -> str:
         lines.append(f"  {name:<{width}}{wrapped[0]}".rstrip())
         lines += [f"  {'':<{width}}{rest}" for rest in wrapped[1:]]
     return "\n".join(lines) + "\n"
+
+
+def shorten(line: str) -> str:
+    """A line that is no wider than the page."""
+    return line if len(line) <= WIDTH - 2 else f"{line[: WIDTH - 3]}…"
 
 
 def keys(text: str) -> Iterator[tuple[str, str, str]]:

@@ -35,7 +35,7 @@ def test_rows_reach_the_file_every_few_of_them(tmp_path: Path) -> None:
     logger = CSVLogger(str(tmp_path), flush_every=3)
     for step in range(9):
         logger.log_metrics({"train/loss": float(step)}, step)
-    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5", "6"], "never the newest row"
+    assert [row["step"] for row in rows(tmp_path)] == ["1", "2", "3", "4", "5", "6"], "never the newest rows"
     logger.save()
     assert [row["step"] for row in rows(tmp_path)][-1] == "9"
 

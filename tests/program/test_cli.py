@@ -16,6 +16,7 @@ import yaml
 
 from mingpt_lightning import LanguageModel, Tokenizer
 from mingpt_lightning.cli.config import CONFIG_DIR
+from mingpt_lightning.files import lock
 from tests.common import CHARS, ROOT, SMALL, TINY, summary
 
 
@@ -246,3 +247,63 @@ def test_a_project_with_a_tokenizer_of_its_own(cli, monkeypatch, tmp_path):
     assert code == 0, err
     assert out.startswith("the cat")
     assert type(LanguageModel.load_from_checkpoint("run").tokenizer).__name__ == "LowerTokenizer"
+
+
+def test_without_a_limit_early_stopping_ends_a_run(cli):
+    stop = ("callbacks.early_stopping.stopping_threshold=9.0",)
+    code, _, err = cli("run_dir=run", *SMALL, "trainer.max_steps=-1", "trainer.val_check_interval=3", *stop)
+    assert code == 0, err
+    assert summary()["steps"] == 3
+
+
+def test_a_broken_pipe_in_a_task_is_no_quiet_end(cli, monkeypatch):
+    def broken(self, batch, batch_idx):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(LanguageModel, "training_step", broken)
+    with pytest.raises(BrokenPipeError):
+        cli("run_dir=run", *TINY)
+
+
+def test_a_folder_in_use_names_the_key(cli):
+    Path("run").mkdir()
+    with lock(Path("run")):
+        code, _, err = cli("run_dir=run", *TINY)
+    assert code == 2
+    assert re.search(r"run is in use by process \d+ \(run_dir\)\.", err)
+
+
+def test_an_evaluation_of_a_run_that_may_not_be_written_is_still_said(cli, monkeypatch):
+    assert cli("run_dir=run", *TINY)[0] == 0
+
+    def forbidden(*arguments, **more):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("mingpt_lightning.cli.summary.write_text", forbidden)
+    code, _, err = cli("task=test", "checkpoint=run")
+    assert code == 0
+    assert "test/loss" in err
+    assert "not written cannot write run/test.json: Permission denied" in err
+
+
+def test_a_validation_amid_an_accumulation_is_in_the_row_of_its_step(cli):
+    odd = ("trainer.accumulate_grad_batches=2", "trainer.val_check_interval=5")
+    assert cli("run_dir=run", *TINY, *odd, "trainer.max_steps=5")[0] == 0
+    with open("run/metrics.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["step"] for row in rows] == ["1", "2", "3", "4", "5"]
+    assert [bool(row["val/loss"]) for row in rows] == [False, True, True, True, True]
+    assert rows[3]["val/loss"] == rows[1]["val/loss"] != rows[4]["val/loss"]
+
+
+def test_readme_shows_what_is_printed(cli):
+    """The lines of README's block are those of a run, but for figures and the time."""
+    block = (ROOT / "README.md").read_text().split("<!-- terminal output")[1].split("```")[1]
+    code, _, err = cli("trainer.max_steps=700")
+    assert code == 0
+
+    def shape(text):
+        lines = [re.sub(r"\d[\d.,:_-]*", "0", line).replace("threads", "thread") for line in text.strip().splitlines()]
+        return [line for line in lines if line and not line.startswith(("step", "  "))]
+
+    assert shape(block) == shape(err)

@@ -90,6 +90,15 @@ RUNS = [
     (("task=generate", "checkpoint=."), 3, "holds no"),
     (("task=generate", "checkpoint=python.ckpt", "prompt=a", "temperature=warm"), 2, "temperature=warm"),
     (("task=test", "checkpoint=python.ckpt"), 3, "does not say which data"),
+    (("-m", "model=null"), 2, "model=null is not possible (model). Name one of its choices."),
+    (("~logger", "seed=1,2"), 2, "seed=1,2 has a comma"),
+    (("--config-name", "nothing"), 2, "nothing"),
+    # The place that an error names is a key of the command line, wherever it was raised.
+    (("datamodule=text", "datamodule.tokenizer=./nothing"), 3, "./nothing does not exist (datamodule.tokenizer)"),
+    (("datamodule=chargpt", "datamodule.block_size=9999999"), 2, "(datamodule.block_size)"),
+    (("callbacks.checkpoint.dirpath=/dev/null/x",), 2, "(callbacks.checkpoint.dirpath)"),
+    (("trainer.max_time=00:00:00:05", "trainer.max_steps=-1"), 2, "(trainer.max_steps)"),
+    (("task=check", "callbacks.early_stopping.monitor=val/beauty"), 2, "(callbacks.early_stopping.monitor)"),
 ]
 
 PROMPTS = [

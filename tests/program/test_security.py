@@ -16,7 +16,7 @@ REFUSED = [
     "torch.hub.load",
     "mingpt_lightning.storage.os.system",
     "mingpt_lightning.storage.torch.load",
-    "mingpt_lightning.cli.evaluate.shutil.rmtree",
+    "mingpt_lightning.cli.fit.shutil.which",
     "projects.adder.datamodule.np.load",
     "projects.adder.datamodule.np",
     "torch.optim.lr_scheduler.warnings.warn",

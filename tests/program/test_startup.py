@@ -36,6 +36,19 @@ def test_help_of_a_task_shows_its_keys(cli):
     assert "model.n_layer=12" in cli("model=gpt2", "--help")[1]
 
 
+@pytest.mark.parametrize(
+    "path", sorted(CONFIG_DIR.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}"
+)
+def test_help_of_every_choice_is_readable(cli, path):
+    code, out, _ = cli(f"{path.parent.name}={path.stem}", "--help")
+    assert code == 0
+    assert out.startswith(f"usage: python main.py {path.parent.name}={path.stem} ")
+    assert max(map(len, out.splitlines())) <= 100
+    section = yaml.safe_load(path.read_text()) or {}
+    values = [key for key, value in section.items() if not isinstance(value, dict) and not key.startswith("_")]
+    assert all(f"{key}=" in out for key in values if key not in ("defaults", "task"))
+
+
 @pytest.mark.parametrize("option", ["--help", "--info", "--version"])
 def test_a_reader_may_leave_early(tmp_path, option):
     command = f"{sys.executable} -u {ROOT / 'main.py'} {option} | head -n 1"

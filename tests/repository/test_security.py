@@ -7,7 +7,7 @@ import pytest
 
 from tests.common import ROOT
 
-SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("mingpt_lightning/*.py"), *ROOT.glob("projects/**/*.py")]
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("mingpt_lightning/**/*.py"), *ROOT.glob("projects/**/*.py")]
 UNSAFE = {"eval", "exec", "pickle.load", "pickle.loads", "dill.load", "yaml.load", "yaml.unsafe_load", "os.system"}
 NEEDS_WEIGHTS_ONLY = {"torch.load", "trainer.fit", "trainer.validate", "trainer.test"}
 
