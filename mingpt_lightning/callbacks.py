@@ -79,7 +79,14 @@ class Progress(pl.Callback):
         console.print(f"step {trainer.global_step:>6,}  {loss}{self.exact_match}  {self.last_speed}")
         self.start_clock(pl_module)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stop_bar()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self.stop_bar()
+
+    def stop_bar(self) -> None:
+        """Take the bar away, and show the cursor again."""
         if self.bar is not None:
             self.bar.stop()
             self.bar = None

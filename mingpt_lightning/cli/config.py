@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException, MissingConfigException
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
@@ -91,7 +91,8 @@ def compose(overrides: list[str]) -> DictConfig:
     """The config of some overrides, composed during a run as the command line would."""
     loader = GlobalHydra.instance().config_loader()
     name = HydraConfig.get().job.config_name
-    return loader.load_configuration(name, overrides, run_mode=RunMode.RUN)
+    places = [item for item in HydraConfig.get().overrides.hydra if item.startswith("hydra.searchpath=")]
+    return loader.load_configuration(name, [*places, *overrides], run_mode=RunMode.RUN)
 
 
 def check_config(cfg: DictConfig) -> None:
@@ -168,14 +169,16 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra")]
         return UserError(f"unknown key '{cause.full_key}'", "command line", nearest(str(cause.key), known))
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot read '{error.override}'", "command line", "Write it as KEY=VALUE or GROUP=OPTION.")
     for override in parsed(overrides):
         group, value = override.key_or_group, override.value()
+        if override.is_sweep_override() and isinstance(error, HydraException | ValueError):
+            fix = "Add -m for a sweep, or write a list as [1,2]."
+            return UserError(f"{override.input_line} has a comma", "command line", fix)
         if (CONFIG_DIR / group).is_dir() and not isinstance(value, str | list) and not override.is_delete():
             fix = f"Use {group}=none." if (CONFIG_DIR / group / "none.yaml").exists() else "Name one of its choices."
             return UserError(f"{override.input_line} is not possible", group, fix)
-        if override.is_sweep_override() and isinstance(error, HydraException):
-            fix = "Add -m for a sweep, or write a list as [1,2]."
-            return UserError(f"{override.input_line} has a comma", "command line", fix)
     message = str(error) or type(error).__name__
     first = next(line.strip() for line in message.splitlines() if line.strip())
     return UserError(first, "command line", f"See {program()} --help.")
@@ -202,6 +205,12 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
         return []
+
+
+def typed(item: str) -> str:
+    """An override as the user typed it, without the quotes that `main.quoted` put around its value."""
+    quoted = [override for override in parsed([item]) if isinstance(override._value, QuotedString)]
+    return f"{quoted[0].key_or_group}={quoted[0].value()}" if quoted else item
 
 
 def program() -> str:

@@ -21,4 +21,6 @@ def run_task(cfg: DictConfig, started: float) -> None:
         system.gpt.save_pretrained(folder, system.tokenizer)
     except ResourceError as error:
         raise ResourceError(error.what, "output", "Choose another output=.") from error
-    console.print(f"exported    {folder}", markup=False)
+    lacks = system.tokenizer is None or system.tokenizer.hugging_face() is None
+    note = ", without a tokenizer: transformers has none for this notation" if lacks else ""
+    console.print(f"exported    {folder}{note}", markup=False)

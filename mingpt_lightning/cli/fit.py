@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from mingpt_lightning.cli.config import program
+from mingpt_lightning.cli.config import program, typed
 from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
 from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
@@ -109,5 +109,5 @@ def say_how_to_resume(run: Run) -> None:
         return
     console.print(f"stopped before the end; everything up to step {run.trainer.global_step:,} is saved")
     given = [item for item in HydraConfig.get().overrides.task if not item.startswith(("run_dir=", "resume="))]
-    command = shlex.join([*given, f"run_dir={run.folder}", "resume=auto"])
+    command = shlex.join([*map(typed, given), f"run_dir={run.folder}", "resume=auto"])
     console.print(f"go on with  {program()} {command}", markup=False)

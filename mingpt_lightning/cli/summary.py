@@ -90,7 +90,12 @@ def report(run: Run, result: Result) -> None:
                 if (bits := metrics.get(f"{part}/bits_per_{unit}")) is not None:
                     more.append(f"{bits:.4f} bits per {unit}")
             console.print(f"{part}/loss  {metrics[f'{part}/loss']:.4f}" + (f"  ({', '.join(more)})" if more else ""))
-    console.print(f"{result.steps:,} steps, {run.system.tokens_seen:,} tokens, {run.system.seconds:.1f} seconds")
+    if result.task == "fit":
+        console.print(f"{result.steps:,} steps, {run.system.tokens_seen:,} tokens, {run.system.seconds:.1f} seconds")
+    else:
+        weights = f"{result.checkpoint}, step {result.steps:,}" if result.checkpoint else "a pretrained model"
+        console.print(f"weights     {weights}", markup=False)
+        console.print(f"{run.system.seconds:.1f} seconds")
 
 
 def suggest(run: Run) -> None:

@@ -85,7 +85,7 @@ def fetch(url: str, sha256: str | None) -> Path:
     cache = user_cache()
     file = cache / f"{hashlib.sha256(f'{url} {sha256}'.encode()).hexdigest()[:12]}-{url.rsplit('/', 1)[-1]}"
     if not file.exists():
-        offline = "Download it by hand and give path=FILE."
+        offline = "Download it by hand and set path to the file."
         try:
             with urllib.request.urlopen(url, timeout=30) as response:
                 data = response.read()

@@ -75,3 +75,28 @@ def test_training_outlives_whoever_reads_its_messages(tmp_path):
     result = subprocess.run(command, shell=True, cwd=tmp_path, check=False)
     assert result.returncode == 0
     assert (tmp_path / "closed/summary.json").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path):
+    """The progress bar hides the cursor; whatever ends the run, it must be there again before the last lines."""
+    import pty
+
+    master, slave = pty.openpty()
+    command = [sys.executable, str(ROOT / "main.py"), *LONG, "run_dir=run"]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, env=os.environ) as process:
+        os.close(slave)
+        shown, sent = b"", False
+        while True:
+            try:
+                shown += os.read(master, 65536)
+            except OSError:  # the other side is closed
+                break
+            if b"tokens/s" in shown and not sent:
+                process.send_signal(signal.SIGINT)
+                sent = True
+    os.close(master)
+    assert process.returncode == 130
+    text = shown.decode(errors="replace")
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+    assert text.index("\x1b[?25h") < text.index("stopped before the end")
