@@ -14,14 +14,14 @@ EXAMPLES = (
     ("model=gpt2 datamodule=adder", "the same with a 12-layer model"),
     ("datamodule=chargpt datamodule.path=book.txt", "characters of your own text"),
     ("datamodule=text datamodule.path=book.txt", "the same with byte-level BPE"),
-    ("experiment=finetune_gpt2 datamodule.path=book.txt", "fine-tune GPT-2 on it"),
+    ("experiment=finetune_gpt2 datamodule.path=book.txt", "fine-tune GPT-2"),
     ("experiment=shakespeare_char", "a recipe"),
     ('task=generate checkpoint=RUN prompt="85+50"', "sample from your model"),
     ("task=generate model=gpt2-pretrained", "asks for prompts"),
     ("task=test checkpoint=RUN", "test it again"),
     ("task=export checkpoint=RUN output=FOLDER", "for transformers"),
     ("task=check model=gpt2", "try a run out first"),
-    ("... run_dir=RUN resume=auto", "a stopped run's command, to go on"),
+    ("... run_dir=RUN resume=auto", "go on with a stopped run"),
     ("-m optimizer.lr=1e-3,3e-4 seed=0,1", "a sweep: every combination"),
 )
 PAGE = """\
@@ -60,7 +60,10 @@ def page(arguments: Sequence[str]) -> str:
     groups = [group for group in ORDER if (CONFIG_DIR / group).is_dir()]
     groups += sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in (*ORDER, "hydra"))
     width = max(len(command) for command, _ in EXAMPLES) + 2
-    examples = "\n".join(f"  {program()} {command:<{width}}{what}" for command, what in EXAMPLES)
+    aligned = [
+        (f"  {program()} {command:<{width}}{what}", f"  {program()} {command}  {what}") for command, what in EXAMPLES
+    ]
+    examples = "\n".join(wide if len(wide) <= WIDTH else narrow for wide, narrow in aligned)
     return PAGE.format(program=program(), examples=examples, groups="\n".join(map(group_line, groups)))
 
 

@@ -65,6 +65,7 @@ def test_python_m_is_the_same_program(tmp_path):
     command = [sys.executable, "-m", "mingpt_lightning", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.startswith("usage: python -m mingpt_lightning ")
+    assert max(map(len, result.stdout.splitlines())) <= 100
 
 
 def test_tab_completion(cli):
