@@ -12,7 +12,7 @@ GLUE = "\xa0"  # a space at which no line is broken
 EXAMPLES = (
     ("", "train the adder and test it"),
     ("model=gpt2 datamodule=adder", "the same with a 12-layer model"),
-    ("datamodule=chargpt datamodule.path=book.txt", "characters of your own text"),
+    ("datamodule=chargpt datamodule.path=book.txt", "your own text by character"),
     ("datamodule=text datamodule.path=book.txt", "the same with byte-level BPE"),
     ("experiment=finetune_gpt2 datamodule.path=book.txt", "fine-tune GPT-2"),
     ("experiment=shakespeare_char", "a recipe"),
@@ -25,7 +25,7 @@ EXAMPLES = (
     ("-m optimizer.lr=1e-3,3e-4 seed=0,1", "a sweep: every combination"),
 )
 PAGE = """\
-usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...] [-m] [--cfg job | --help | --version]
+usage: {program} [GROUP=OPTION ...] [KEY=VALUE ...] [-m] [--cfg job]
 
 Train, test and sample GPTs.
 
@@ -46,7 +46,8 @@ Keys: set any with KEY=VALUE, also in a group (model.n_layer=4, callbacks.sample
   compile=auto               torch.compile: true, false, or where it pays
   optimized_metric=val/loss  picks the best checkpoint; a sweep compares it
 
---cfg job prints the whole config. Tab completion in bash: eval "$({program} -sc install=bash)"
+--cfg job prints the whole config, --version this library's version.
+Tab completion in bash: eval "$({program} -sc install=bash)"
 """
 ORDER = ("task", "datamodule", "model", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment")
 
