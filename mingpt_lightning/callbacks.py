@@ -16,6 +16,7 @@ from mingpt_lightning.console import console
 from mingpt_lightning.errors import require_positive
 from mingpt_lightning.files import atomic_write
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.loop_state import total_steps
 
 
 class Progress(pl.Callback):
@@ -39,8 +40,7 @@ class Progress(pl.Callback):
                 TimeRemainingColumn(),
             )
             self.bar = ProgressBar(*columns, console=console, auto_refresh=False, transient=True)
-            total = cast(LanguageModel, pl_module).total_steps()
-            self.task = self.bar.add_task("", total=total, completed=trainer.global_step)
+            self.task = self.bar.add_task("", total=total_steps(trainer), completed=trainer.global_step)
             self.bar.start()
         self.start_clock(pl_module)
 

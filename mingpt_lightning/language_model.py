@@ -19,7 +19,7 @@ from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
 from mingpt_lightning.errors import DivergedError, UserError
 from mingpt_lightning.gpt import GPT
-from mingpt_lightning.loop_state import log_step, validation_is_due
+from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
@@ -223,28 +223,9 @@ class LanguageModel(pl.LightningModule):
             raise UserError(f"this optimizer cannot be made: {error}", "optimizer", "Correct its arguments.") from error
 
     def configure_optimizers(self) -> Any:
-        optimizer, total = self.make_optimizer(), self.total_steps()
+        optimizer, total = self.make_optimizer(), total_steps(self.trainer)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduler(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def total_steps(self) -> int:
-        """Optimizer steps in the whole training, from the Trainer's limits alone.
-
-        Lightning's own estimate creates the training loader too early, which breaks resuming (PL #20550).
-        """
-        trainer, limits = self.trainer, []
-        datamodule = getattr(trainer, "datamodule", None)
-        if trainer.max_steps > 0:
-            limits.append(trainer.max_steps)
-        if trainer.max_epochs is not None and trainer.max_epochs > 0 and datamodule is not None:
-            batches = len(datamodule.train_dataloader())
-            limit = trainer.limit_train_batches
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
-        if not limits:
-            fix = "Set max_steps, or max_epochs with a datamodule."
-            raise UserError("the schedule needs to know when training ends", "max_steps", fix)
-        return min(limits)
 
     def configure_gradient_clipping(
         self,

@@ -1,14 +1,16 @@
-"""The state of Lightning's fit loop in a checkpoint, written as at the end of a batch whichever hook saves it.
+"""Lightning's fit loop: its state in a checkpoint, its length, and the step under which it logs.
 
-Lightning's counters depend on the hook in which they are saved, and some of these states lose a validation or a step on
-loading. All else that a run needs to resume exactly is weights, optimizer and counters: the order of the data and all
-randomness are functions of the seed and of how much was trained.
+The state is written as at the end of a batch, whichever hook saves it: Lightning's counters depend on the hook, and
+some of these states lose a validation or a step on loading. All else that a run needs to resume exactly is weights,
+optimizer and counters: the order of the data and all randomness are functions of the seed and of how much was trained.
 """
 
 import math
 from typing import Any
 
 import pytorch_lightning as pl
+
+from mingpt_lightning.errors import UserError
 
 
 def normalize(loops: dict[str, Any], trainer: pl.Trainer) -> None:
@@ -49,3 +51,23 @@ def log_step(trainer: pl.Trainer, step: int) -> int:
     loop = trainer.fit_loop.epoch_loop
     before, loop._batches_that_stepped = loop._batches_that_stepped, step
     return before
+
+
+def total_steps(trainer: pl.Trainer) -> int:
+    """Optimizer steps in the whole training, from the Trainer's limits alone.
+
+    Lightning's own estimate creates the training loader too early, which breaks resuming (PL #20550). Raises UserError
+    where there is no limit, or one in epochs without a datamodule.
+    """
+    limits, datamodule = [], getattr(trainer, "datamodule", None)
+    if trainer.max_steps > 0:
+        limits.append(trainer.max_steps)
+    if trainer.max_epochs is not None and trainer.max_epochs > 0 and datamodule is not None:
+        batches = len(datamodule.train_dataloader())
+        limit = trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    if not limits:
+        fix = "Set max_steps, or max_epochs with a datamodule."
+        raise UserError("the schedule needs to know when training ends", "max_steps", fix)
+    return min(limits)

@@ -28,6 +28,7 @@ from mingpt_lightning.errors import UserError, resource_error
 from mingpt_lightning.files import check_writable
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.loss import chunk_rows
 from mingpt_lightning.storage import load_checkpoint, write_checkpoint
 
@@ -60,7 +61,7 @@ class Trial:
         build_callbacks(cfg.callbacks, self.run.system.metric_names(), logging=True)  # for the mistakes in them
         if cfg.checkpoint is not None:
             load_weights(self.run)
-        self.steps = self.run.system.total_steps()
+        self.steps = total_steps(self.trainer)
         self.run.system.to(self.device)
         self.trainer.precision_plugin.convert_module(self.run.system)
         inputs, targets = (tensor.to(self.device) for tensor in next(iter(self.data.train_dataloader())))

@@ -58,7 +58,7 @@ def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callb
     hooks = build_callbacks(cfg.callbacks, system.metric_names(), bool(loggers)) if training else []
     n_embd = gpt.config["n_embd"]
     trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *(callbacks or [])], logger=loggers or False)
-    datamodule.trainer = system.trainer = trainer  # so that the number of steps is known before training
+    datamodule.trainer = trainer  # these two: so that the number of steps is known before training
     trainer.datamodule = datamodule  # type: ignore[attr-defined]
     return Run(cfg, run_folder(), datamodule, system, trainer)
 

@@ -14,6 +14,7 @@ from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.run import Run
 from mingpt_lightning.console import console
 from mingpt_lightning.files import atomic_write, write_error, write_text
+from mingpt_lightning.loop_state import total_steps
 
 
 class Result(NamedTuple):
@@ -40,7 +41,7 @@ def describe(run: Run, compiled: bool) -> None:
     optimizer = run.system.make_optimizer()
     rates = " and ".join(dict.fromkeys(f"{group['lr']:.3g}" for group in optimizer.param_groups))
     console.print(
-        f"training    {run.system.total_steps():,} steps of {sequences:,} sequences "
+        f"training    {total_steps(trainer):,} steps of {sequences:,} sequences "
         f"({sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
     )
     threads = torch.get_num_threads()

@@ -10,6 +10,7 @@ import torch
 
 from mingpt_lightning import GPT, LanguageModel, UserError
 from mingpt_lightning.datamodule import Batch
+from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.optim import constant, linear
 from projects.sort.datamodule import SortDataModule
 from tests.common import MakeGPT, MakeTrainer
@@ -161,7 +162,7 @@ def test_the_schedule_ends_when_training_ends(
     system = LanguageModel(make_gpt(), plain_sgd, partial(linear, warmup=0.0, floor=0.25))
     trainer = make_trainer(**limits)
     trainer.fit(system, datamodule=Batches(*[random_batch([8])] * 5))
-    assert system.total_steps() == trainer.global_step == steps
+    assert total_steps(trainer) == trainer.global_step == steps
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.25 * 0.5)  # floor * lr
 
 
