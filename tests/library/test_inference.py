@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from mingpt_lightning import UserError
+from mingpt_lightning import UserError, inference
 from mingpt_lightning.device import NARROW, fast_dtype
 from mingpt_lightning.inference import optimize_for_inference
 from tests.common import MakeGPT
@@ -54,3 +54,7 @@ def test_the_dtype_of_a_narrow_model_is_float32() -> None:
 def test_an_unknown_dtype_is_refused(make_gpt: MakeGPT) -> None:
     with pytest.raises(UserError, match=r"dtype=float8 is not possible.*float32"):
         optimize_for_inference(make_gpt(), "float8")  # type: ignore[arg-type]
+
+
+def test_the_former_name_stays_for_a_version() -> None:
+    assert inference.prepare is inference.optimize_for_inference
