@@ -84,7 +84,8 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path):
 
     master, slave = pty.openpty()
     command = [sys.executable, str(ROOT / "main.py"), *LONG, "run_dir=run"]
-    with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, env=os.environ) as process:
+    terminal = {**os.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, cwd=tmp_path, stdin=slave, stdout=slave, stderr=slave, env=terminal) as process:
         os.close(slave)
         shown, sent = b"", False
         while True:
