@@ -24,4 +24,4 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, signal.SIG_DFL)
 
-pytest.register_assert_rewrite("tests.common", "tests.library.gpt2_files")  # they assert for the tests
+pytest.register_assert_rewrite("tests.common", "tests.gpt2_files")  # they assert for the tests

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def reference() -> "GPT2LMHeadModel":
     """GPT-2 with random weights; no test changes it."""
-    from tests.library.gpt2_files import make_reference
+    from tests.gpt2_files import make_reference
 
     return make_reference()
 
@@ -20,7 +20,7 @@ def reference() -> "GPT2LMHeadModel":
 @pytest.fixture
 def folder(reference: "GPT2LMHeadModel", tmp_path: Path) -> Path:
     """A model in the plainest layout."""
-    from tests.library.gpt2_files import write_layout
+    from tests.gpt2_files import write_layout
 
     write_layout(reference, tmp_path, ("safetensors", True, False, False))
     return tmp_path

@@ -7,8 +7,8 @@ import pytest
 
 from mingpt_lightning import LanguageModel
 from mingpt_lightning.callbacks import CSVLogger
+from tests.batches import Batches, by_hand, plain_sgd, random_batch
 from tests.common import MakeGPT, MakeTrainer
-from tests.library.batches import Batches, by_hand, plain_sgd, random_batch
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -177,7 +177,7 @@ def digests() -> list[str]:
 
 
 def test_batches_are_the_same_in_a_fresh_process() -> None:
-    code = "from tests.library.test_datamodule import digests; print(*digests())"
+    code = f"import runpy; print(*runpy.run_path({__file__!r})['digests']())"
     fresh = python(code, env={**os.environ, "PYTHONHASHSEED": "12345"})
     assert fresh.stdout.split() == digests()
     assert len(set(digests())) == 9

@@ -17,8 +17,8 @@ from mingpt_lightning.datamodule import IGNORE
 from mingpt_lightning.text import language_reference
 from projects.adder.datamodule import AdderDataModule, AdderTokenizer
 from projects.text.datamodule import TextDataModule
+from tests.batches import Batches, T, by_hand, difference, random_batch, weights
 from tests.common import MakeGPT, MakeTrainer
-from tests.library.batches import Batches, T, by_hand, difference, random_batch, weights
 
 # The loss
 

@@ -13,8 +13,8 @@ from mingpt_lightning.datamodule import Batch
 from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.optim import constant, linear
 from projects.sort.datamodule import SortDataModule
+from tests.batches import Batches, Loader, Losses, T, by_hand, difference, plain_sgd, random_batch, weights
 from tests.common import MakeGPT, MakeTrainer
-from tests.library.batches import Batches, Loader, Losses, T, by_hand, difference, plain_sgd, random_batch, weights
 
 
 def test_the_training_loss_is_logged(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from mingpt_lightning import GPT, UserError
 from tests.common import python
-from tests.library.gpt2_files import (
+from tests.gpt2_files import (
     LAYOUTS,
     PREFIX,
     TOKENS,

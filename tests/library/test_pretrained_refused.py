@@ -14,7 +14,7 @@ from transformers import GPT2LMHeadModel
 from mingpt_lightning import GPT
 from mingpt_lightning.errors import CheckpointError
 from tests.common import Canary
-from tests.library.gpt2_files import HEAD, KINDS, PREFIX, change_config, change_weights, refusal, write_layout
+from tests.gpt2_files import HEAD, KINDS, PREFIX, change_config, change_weights, refusal, write_layout
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from mingpt_lightning import GPT, CharTokenizer, UserError
 from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.errors import ResourceError
 from mingpt_lightning.tokenizer import Tokenizer
-from tests.library.gpt2_files import compare
+from tests.gpt2_files import compare
 
 
 @pytest.fixture
