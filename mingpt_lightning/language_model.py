@@ -159,8 +159,9 @@ class LanguageModel(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated_step = self.global_step
-        if self.trainer.state.fn == "fit" and self.row_step != self.global_step - 1 >= 0:
-            self.log_row({}, self.global_step - 1)
+        step = self.global_step - 1
+        if self.trainer.state.fn == "fit" and step >= 0 and step != self.row_step:
+            self.log_row({}, step)
         self.log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:

@@ -194,7 +194,8 @@ def locate(error: UserError, section: Any, name: str) -> UserError:
 def locate_anywhere(error: UserError, cfg: DictConfig) -> UserError:
     """The error with its parameter named as a key of the one section of the config that has it, if it is one."""
     sections = {str(name): node for name, node in cfg.items_ex(resolve=False) if isinstance(node, DictConfig)}
-    sections |= {f"callbacks.{name!s}": node for name, node in sections.get("callbacks", {}).items()}
+    if "callbacks" in sections:
+        sections |= {f"callbacks.{name!s}": node for name, node in sections["callbacks"].items_ex(resolve=False)}
     found = [name for name, node in sections.items() if isinstance(node, DictConfig) and error.where in node]
     return locate(error, sections[found[0]], found[0]) if len(found) == 1 and error.where not in cfg else error
 

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 from mingpt_lightning.cli.run import assemble_evaluation, named_folder, save_config
 from mingpt_lightning.cli.summary import Result, report, write_summary
 from mingpt_lightning.console import console
-from mingpt_lightning.errors import ResourceError
+from mingpt_lightning.errors import ResourceError, UserError
 
 
 def run_task(cfg: DictConfig, started: float) -> float | None:
@@ -18,7 +18,11 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     run.system.started = started
     split = "val" if cfg.task == "validate" else "test"
     evaluate = run.trainer.validate if split == "val" else run.trainer.test
-    metrics = dict(evaluate(run.system, datamodule=run.datamodule, verbose=False)[0])
+    found = evaluate(run.system, datamodule=run.datamodule, verbose=False)
+    if not found:
+        key = f"trainer.limit_{split}_batches"
+        raise UserError(f"{key}=0 leaves nothing to evaluate", key, "Use 1 or more.")
+    metrics = dict(found[0])
     result = Result(cfg.task, metrics, run.steps, run.checkpoint)
     report(run, result)
     file = None

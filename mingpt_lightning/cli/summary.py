@@ -129,7 +129,7 @@ def draw_curves(folder: Path) -> None:
             points = [(int(row["step"]), float(row[name])) for row in new_values(rows, name)]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name, **style)
-        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)", title=folder.name)
+        axes.set(xlabel="optimizer steps", ylabel="loss (nats per token)")
         if axes.lines:
             axes.legend()
             with atomic_write(folder / "curves.png") as part:

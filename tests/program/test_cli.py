@@ -203,6 +203,9 @@ def test_what_an_evaluation_finds_goes_to_its_run(cli):
         assert f"{split}/loss  {loss:.4f}  (perplexity {perplexity:,.3f})" in err
     assert {path for path in Path().rglob("*") if path.is_dir()} == before
     assert summary("runs/adder/mine")["task"] == "fit"
+    code, _, err = cli("task=test", "checkpoint=runs/adder/mine", "trainer.limit_test_batches=0")
+    assert code == 2
+    assert "error: trainer.limit_test_batches=0 leaves nothing to evaluate" in err
     shutil.copy("runs/adder/mine/checkpoints/best.ckpt", "alone.ckpt")
     assert cli("task=test", "checkpoint=alone.ckpt")[0] == 0
     assert {path for path in Path().rglob("*") if path.is_dir()} == before

@@ -61,6 +61,7 @@ RUNS = [
     (("optimized_metric=train/loss",), 2, "Choose one of: val/loss"),
     (("optimizer._target_=os.system",), 2, "os.system is not allowed (optimizer._target_)"),
     (("trainer.max_time=${nothing}",), 2, "nothing"),
+    (("callbacks.samples=${nothing}",), 2, "nothing"),
     (("datamodule=chargpt", "datamodule.path=white.txt"), 2, "there is no text in white.txt"),
     (("resume=maybe",), 2, "Use auto, must or never"),
     (("resume=must",), 3, "there is nothing to resume"),
