@@ -1,119 +1,24 @@
-"""Checkpoints of a training run: what they hold, how they are read back, and when they are written.
+"""Checkpoints of a training run: how they are read back, and when they are written.
 
-A checkpoint is self-contained. Beside Lightning's own entries it holds, under KEY, the library's version, the GPT's
-constructor arguments, the tokenizer and the config of the run, all of it plain data: it loads with
-`weights_only=True`, and no class is ever taken from it. The files themselves are the business of `storage.py`.
+A checkpoint is self-contained. Beside Lightning's own entries it holds, under KEY, what `restore.metadata` lists, as
+plain data: it loads with `weights_only=True`, and no class is ever taken from it. The files themselves are the business
+of `storage.py`.
 """
 
-import platform
 import signal
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import EarlyStopping
 
-from mingpt_lightning import (
-    __version__,
-    bpe,  # noqa: F401  # registers BPETokenizer, which a checkpoint may name
-    loop_state,
-)
+from mingpt_lightning import loop_state
 from mingpt_lightning.errors import CheckpointError, DivergedError, UserError, require_positive
 from mingpt_lightning.files import check_writable
-from mingpt_lightning.gpt import GPT
+from mingpt_lightning.restore import FORMAT
 from mingpt_lightning.signals import STOP, Stopped
-from mingpt_lightning.storage import find_corruption, load_checkpoint, write_checkpoint
-from mingpt_lightning.tokenizer import Tokenizer
-
-KEY = "mingpt_lightning"
-"""Where the library's own part of a checkpoint is."""
-
-FORMAT = 2
-"""The version of what is under KEY; files of a higher one are refused."""
-
-
-def metadata(
-    gpt: GPT, tokenizer: Tokenizer | None, config: dict[str, Any], fingerprint: str | None, counters: dict[str, Any]
-) -> dict[str, Any]:
-    """What a checkpoint holds under KEY. fingerprint: of the data. counters: of the LightningModule."""
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "gpt": gpt.config,
-        "tokenizer": tokenizer and tokenizer.state(),
-        "config": config,
-        "data": fingerprint,
-        "environment": {  # what the last bits of a result depend on beside the config
-            "torch": str(torch.__version__),
-            "pytorch_lightning": pl.__version__,
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-            "processor": platform.machine(),
-            "threads": str(torch.get_num_threads()),
-        },
-        **counters,
-    }
-
-
-class Restored(NamedTuple):
-    """The objects of a checkpoint; the GPT has its weights. tokens_seen: in training."""
-
-    gpt: GPT
-    tokenizer: Tokenizer | None
-    config: dict[str, Any]
-    tokens_seen: int
-
-
-def restore(content: dict[str, Any]) -> Restored:
-    """The GPT, tokenizer and config of a checkpoint's content.
-
-    Raises CheckpointError when its sizes don't fit its weights, before memory is allocated for them.
-    """
-    ours, prefix = content[KEY], "gpt."
-    try:
-        if not all(name.startswith(prefix) for name in content["state_dict"]):
-            raise RuntimeError
-        weights = {name.removeprefix(prefix): weight for name, weight in content["state_dict"].items()}
-        blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
-        shape = tuple(weights["token_embedding.weight"].shape)
-        sizes = ours["gpt"]
-        if (shape, len(blocks)) != ((sizes["vocab_size"], sizes["n_embd"]), sizes["n_layer"]):
-            raise RuntimeError
-        tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
-        gpt = GPT(**sizes)
-        gpt.load_state_dict(weights)
-        return Restored(gpt, tokenizer, dict(ours["config"]), int(ours["tokens_seen"]))
-    except CheckpointError:
-        raise
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
-        what = "the weights do not fit the model in the checkpoint"
-        raise CheckpointError(what, "checkpoint", "Use another file of the run.") from error
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint file that a path means: the file itself, or the best (else the last) one of a run folder.
-
-    Raises CheckpointError when there is none, naming what is there instead.
-    """
-    if "://" in str(path):
-        raise CheckpointError(f"{path} is a URL", "checkpoint", "Download the file and give its path.")
-    path = Path(path)
-    if path.is_dir():
-        for file in (path / folder / name for folder in ("checkpoints", "") for name in ("best.ckpt", "last.ckpt")):
-            if file.is_file():
-                return file
-        if (path / "config.json").is_file():
-            what = f"{path} is a model in Hugging Face's layout, not a run"
-            raise CheckpointError(what, "checkpoint", f"Load it as a pretrained model of name {path}.")
-        raise CheckpointError(f"{path} holds no checkpoints/best.ckpt or last.ckpt", "checkpoint", "Name a run folder.")
-    if not path.exists():
-        near = sorted(map(str, path.parent.glob("*.ckpt"))) if path.parent.is_dir() else []
-        fix = f"There is: {', '.join(near[:5])}." if near else "Name a run folder or a .ckpt file."
-        raise CheckpointError(f"{path} does not exist", "checkpoint", fix)
-    return path
+from mingpt_lightning.storage import KEY, find_checkpoint, find_corruption, load_checkpoint, write_checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -4,8 +4,10 @@ It computes the loss and the metrics and updates the weights; it doesn't know wh
 over the tokens that count and divided by their number, whatever is masked and however batches are accumulated.
 """
 
+import inspect
 import math
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -14,15 +16,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from mingpt_lightning.checkpoint import KEY, metadata, read_checkpoint, restore
+from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
-from mingpt_lightning.errors import DivergedError, UserError
+from mingpt_lightning.errors import CheckpointError, DivergedError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
+from mingpt_lightning.restore import class_name, is_plain, load_rest, metadata, own_arguments, restore
 from mingpt_lightning.shuffle import mix
 from mingpt_lightning.tokenizer import Tokenizer
 
@@ -264,10 +267,13 @@ class LanguageModel(pl.LightningModule):
         """What a checkpoint of this system holds beside Lightning's entries; see `checkpoint.metadata`."""
         counters = {"seconds": self.seconds, **{name: getattr(self, name) for name in self.COUNTERS}}
         fingerprint = datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None
-        return metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
+        ours = metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
+        return {**ours, "system": class_name(type(self))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.metadata(getattr(self._trainer, "datamodule", None))
+        if saved := checkpoint.get("hyper_parameters"):  # of `save_hyperparameters`, which keeps objects too
+            checkpoint["hyper_parameters"] = {name: value for name, value in saved.items() if is_plain(value)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint[KEY]
@@ -276,17 +282,37 @@ class LanguageModel(pl.LightningModule):
         self.seconds_before = ours.get("seconds", 0.0)
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str | Path) -> Self:  # type: ignore[override]
+    def load_from_checkpoint(  # type: ignore[override]
+        cls, checkpoint_path: str | Path, gpt: Callable[..., GPT] = GPT, **hyperparameters: Any
+    ) -> Self:
         """The system of a run folder or a checkpoint file, on the CPU and in evaluation mode.
 
-        Raises CheckpointError when the file is missing, damaged or not one of this library's.
+        gpt: the class of the model, if it is one of your own. hyperparameters: constructor arguments that a class
+        derived from this one adds; left out, they are those of the run's config or of `save_hyperparameters`.
+
+        Raises CheckpointError when the file is missing, damaged or not one of this library's, or when the classes are
+        not those that were trained.
         """
-        return cls.from_checkpoint(read_checkpoint(checkpoint_path))
+        content = read_checkpoint(checkpoint_path)
+        known = content[KEY]["config"].get("system"), content.get("hyper_parameters")
+        inherited = inspect.signature(LanguageModel).parameters
+        own = own_arguments(cls, inherited, *known, **hyperparameters)
+        return cls.from_checkpoint(content, gpt, partial(cls, **own))
 
     @classmethod
-    def from_checkpoint(cls, content: dict[str, Any]) -> Self:
-        """The system of a checkpoint's content (see `read_checkpoint`), in evaluation mode."""
-        restored = restore(content)
-        system = cls(restored.gpt, tokenizer=restored.tokenizer, config=restored.config)
+    def from_checkpoint(
+        cls, content: dict[str, Any], make_gpt: Callable[..., GPT] = GPT, make: Callable[..., Self] | None = None
+    ) -> Self:
+        """The system of a checkpoint's content (see `read_checkpoint`), in evaluation mode.
+
+        make_gpt, make: called like the constructors of the GPT and of the system. Raises CheckpointError as above.
+        """
+        restored = restore(content, make_gpt)
+        system = (make or cls)(gpt=restored.gpt, tokenizer=restored.tokenizer, config=restored.config)
+        trained = content[KEY].get("system", class_name(LanguageModel))
+        if trained not in map(class_name, type(system).__mro__):
+            what = f"the checkpoint is of the system {trained}, not of {class_name(type(system))}"
+            raise CheckpointError(what, "checkpoint", "Read it with its class: CLASS.load_from_checkpoint(…).")
+        load_rest(system, content["state_dict"], system.strict_loading)
         system.tokens_seen = restored.tokens_seen
         return system.eval()

@@ -21,6 +21,9 @@ import torch
 from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.files import atomic_write, sync, write_error, write_text
 
+KEY = "mingpt_lightning"
+"""Where the library's own part of a checkpoint is."""
+
 MANIFEST = "manifest.json"
 KEPT = 3
 """Manifest entries per file name: the current file, the one before, and one whose rename a crash prevented."""
@@ -88,6 +91,29 @@ def find_corruption(file: Path) -> str | None:
         return f"it cannot be read: {error.strerror or error}"
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         return f"it is no checkpoint, or not all of one: {error}"
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint file that a path means: the file itself, or the best (else the last) one of a run folder.
+
+    Raises CheckpointError when there is none, naming what is there instead.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"{path} is a URL", "checkpoint", "Download the file and give its path.")
+    path = Path(path)
+    if path.is_dir():
+        for file in (path / folder / name for folder in ("checkpoints", "") for name in ("best.ckpt", "last.ckpt")):
+            if file.is_file():
+                return file
+        if (path / "config.json").is_file():
+            what = f"{path} is a model in Hugging Face's layout, not a run"
+            raise CheckpointError(what, "checkpoint", f"Load it as a pretrained model of name {path}.")
+        raise CheckpointError(f"{path} holds no checkpoints/best.ckpt or last.ckpt", "checkpoint", "Name a run folder.")
+    if not path.exists():
+        near = sorted(map(str, path.parent.glob("*.ckpt"))) if path.parent.is_dir() else []
+        fix = f"There is: {', '.join(near[:5])}." if near else "Name a run folder or a .ckpt file."
+        raise CheckpointError(f"{path} does not exist", "checkpoint", fix)
+    return path
 
 
 def load_checkpoint(file: Path) -> Any:

@@ -3,7 +3,10 @@
 The only place that calls Hydra's `instantiate`; what fails in there is the config's fault, so it ends in one line.
 """
 
+import contextlib
 import inspect
+import sys
+from importlib import import_module
 from typing import Any
 
 import pytorch_lightning as pl
@@ -48,6 +51,22 @@ def check_targets(node: Any, where: str) -> None:
     elif isinstance(node, list):
         for number, value in enumerate(node):
             check_targets(value, f"{where}[{number}]")
+
+
+def target_of(node: DictConfig, where: str) -> Any:
+    """The class or function that a section of the config names, if it may."""
+    check_targets(OmegaConf.to_container(node, resolve=True), where)
+    return get_object(node["_target_"])
+
+
+def leads_to(target: Any) -> str:
+    """The class or function that a `_target_` names, by the module that defines it; imports no module but our own."""
+    module, _, name = str(target).rpartition(".")
+    if module.startswith("mingpt_lightning."):
+        with contextlib.suppress(ImportError):
+            import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    return f"{found.__module__}.{found.__qualname__}" if callable(found) else str(target)
 
 
 def build(node: Any, where: str, **arguments: Any) -> Any:

@@ -20,8 +20,9 @@ from rich.filesize import decimal
 from mingpt_lightning.checkpoint import Checkpoint
 from mingpt_lightning.cli.build import build, build_callbacks, build_trainer
 from mingpt_lightning.cli.fit import check_batches
+from mingpt_lightning.cli.restore import gpt_maker, is_pretrained
 from mingpt_lightning.cli.resume import load_weights
-from mingpt_lightning.cli.run import assemble, is_pretrained
+from mingpt_lightning.cli.run import assemble, build_system
 from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.errors import UserError, resource_error
@@ -75,7 +76,8 @@ class Trial:
     def system(self, gpt: GPT) -> LanguageModel:
         """A GPT as the run would train it, on its device; but the learning rate falls from the first step on."""
         optimizer = build(self.cfg.optimizer, "optimizer")
-        return LanguageModel(gpt, optimizer, lambda step, _: 1 / (1 + step), self.data.tokenizer).to(self.device)
+        system = build_system(self.cfg, gpt, optimizer, lambda step, _: 1 / (1 + step), self.data.tokenizer)
+        return system.to(self.device)
 
     def loss(self, system: LanguageModel, batch: Batch) -> torch.Tensor:
         """The mean loss of a batch, in the precision of the run."""
@@ -166,7 +168,7 @@ def resume(trial: Trial) -> Finding:
 
     def train(steps: int, callbacks: list[pl.Callback], checkpoint: Path | None = None) -> torch.Tensor:
         torch.manual_seed(trial.cfg.seed)
-        system, data = trial.system(GPT(**sizes)), copy.copy(trial.data)
+        system, data = trial.system(gpt_maker(trial.cfg.model)(**sizes)), copy.copy(trial.data)
         data.batch_size = 1
         settings = OmegaConf.masked_copy(trial.cfg.trainer, list(about_a_step))
         settings.update(max_steps=steps, devices=1 if trial.device.index is None else [trial.device.index])

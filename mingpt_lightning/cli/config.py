@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -206,12 +206,6 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
         return []
-
-
-def typed(item: str) -> str:
-    """An override as the user typed it, without the quotes that `main.quoted` put around its value."""
-    quoted = [override for override in parsed([item]) if isinstance(override._value, QuotedString)]
-    return f"{quoted[0].key_or_group}={quoted[0].value()}" if quoted else item
 
 
 def program() -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from mingpt_lightning.cli.run import read_system
+from mingpt_lightning.cli.restore import read_system
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import ResourceError, UserError
 

@@ -5,11 +5,10 @@ import os
 import shlex
 import shutil
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from mingpt_lightning.checkpoint import Checkpoint, find_checkpoint, read_checkpoint
-from mingpt_lightning.cli.config import program, typed
+from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint
+from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
 from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
@@ -18,6 +17,7 @@ from mingpt_lightning.device import compile_pays
 from mingpt_lightning.errors import UserError
 from mingpt_lightning.files import lock
 from mingpt_lightning.signals import Stopped
+from mingpt_lightning.storage import find_checkpoint
 
 
 def run_task(cfg: DictConfig, started: float) -> float | None:
@@ -108,6 +108,4 @@ def say_how_to_resume(run: Run) -> None:
         console.print("stopped before the end; without callbacks.checkpoint nothing is saved")
         return
     console.print(f"stopped before the end; everything up to step {run.trainer.global_step:,} is saved")
-    given = [item for item in HydraConfig.get().overrides.task if not item.startswith(("run_dir=", "resume="))]
-    command = shlex.join([*map(typed, given), f"run_dir={run.folder}", "resume=auto"])
-    console.print(f"go on with  {program()} {command}", markup=False)
+    console.print(f"go on with  {program()} run_dir={shlex.quote(str(run.folder))} resume=auto", markup=False)

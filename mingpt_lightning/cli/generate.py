@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.cli.build import device_for
-from mingpt_lightning.cli.run import read_system
+from mingpt_lightning.cli.restore import read_system
 from mingpt_lightning.completion import check_stop, complete, prompt_tokens, stream
 from mingpt_lightning.console import console, say
 from mingpt_lightning.device import keep_memory, set_threads

@@ -27,6 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locate_anywhere, program
 from mingpt_lightning.cli.help import page, version
+from mingpt_lightning.cli.own_settings import own_settings
 from mingpt_lightning.cli.sweep import FAILED
 from mingpt_lightning.console import fail, say
 from mingpt_lightning.errors import UserError, nearest, resource_error
@@ -97,13 +98,14 @@ def run_command(arguments: list[str]) -> None:
     """Let Hydra compose the config and call `launch`, once or for each job of a sweep."""
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = [argument for argument in arguments if argument not in sweep]
-    overrides = [argument for argument in rest if not argument.startswith("-")]
-    refuse_options(rest)
-    sys.argv[1:] = sweep + (rest if sweep else [quoted(argument) for argument in rest])
+    overrides = refuse_options(rest)
+    quotes = rest if sweep else [quoted(argument) for argument in rest]
     FAILED.clear()
     PROCESS.task_began, PROCESS.since = False, time.time() - 0.1
     STOP.install()
     try:
+        first = next((n for n, argument in enumerate(rest) if argument in overrides), len(rest))
+        sys.argv[1:] = [*sweep, *quotes[:first], *own_settings(rest), *quotes[first:]]  # Hydra wants options first
         launch()
     except (Stopped, Exception) as error:
         if isinstance(error, BrokenPipeError) and not PROCESS.task_began:
@@ -121,8 +123,11 @@ def run_command(arguments: list[str]) -> None:
         sys.exit(max(error.code for error in FAILED.values()))
 
 
-def refuse_options(arguments: list[str]) -> None:
-    """End with a line about an option that Hydra doesn't know, and one that would run code from a file or a name."""
+def refuse_options(arguments: list[str]) -> list[str]:
+    """End with a line about an option that Hydra doesn't know, and one that would run code from a file or a name.
+
+    Returns the overrides among the arguments.
+    """
     parser = get_args_parser()
     known = set(parser._option_string_actions)
     for argument in arguments:
@@ -137,7 +142,7 @@ def refuse_options(arguments: list[str]) -> None:
             fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
     usage = f"See {program()} --help."
     parser.error = lambda message: fail(UserError(message, "command line", usage))  # type: ignore[method-assign]
-    parser.parse_args(arguments)
+    return list(parser.parse_args(arguments).overrides)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")

@@ -1,25 +1,28 @@
 """resume=auto|must|never: which checkpoint a run resumes from, and why it may not."""
 
-import contextlib
-import sys
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
-from mingpt_lightning.cli.run import Run, is_first_process, named_checkpoint
+from mingpt_lightning.cli.build import leads_to
+from mingpt_lightning.cli.restore import named_checkpoint
+from mingpt_lightning.cli.run import Run, is_first_process
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.restore import check_model, class_name
 from mingpt_lightning.storage import find_corruption
 
-INVALIDATING = ("model", "datamodule", "optimizer", "scheduler", "seed", "optimized_metric", "choices.datamodule")
+INVALIDATING = (
+    *("model", "system", "datamodule", "optimizer", "scheduler", "seed", "optimized_metric", "choices.datamodule"),
+)
 """Settings whose change invalidates a resume: the result would be neither the old run's nor the new one's."""
 
 HARMLESS = ("datamodule.batch_size", "datamodule.cache_dir")
 """Exceptions among them: the order of the data doesn't depend on these."""
 
 SILENT = (
-    *("task", "resume", "run_dir", "checkpoint", "choices"),
+    *("task", "resume", "run_dir", "checkpoint", "choices", "config_dirs"),
     *("trainer.default_root_dir", "callbacks.checkpoint.dirpath"),
 )
 """Settings that don't affect the result, or that follow from another one; their change is not mentioned."""
@@ -81,7 +84,8 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
         what = f"{file} was written by version {saved.get('version')}, which could not be resumed"
         raise CheckpointError(what, "resume", f"Start a new run from its weights: checkpoint={file}.")
     lines = {}
-    for name, before, after in differences(flat(saved["config"]), flat(now["config"])):
+    config = {"system": {"_target_": class_name(LanguageModel)}, **saved["config"]}  # version 0.1.0 had no choice
+    for name, before, after in differences(flat(config), flat(now["config"])):
         same_target = name.endswith("_target_") and leads_to(before) == leads_to(after)
         if not below(name, SILENT) and not same_target:
             lines[name] = f"{name}: {before} in the checkpoint, {after} now"
@@ -95,23 +99,14 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         what = f"{file} is of another run: {'; '.join(wrong[:4])}{more}"
-        fix = f"Give the run's own settings, or start a new run from its weights: checkpoint={file} run_dir=NEW."
+        fix = "Leave out what differs: a run takes its own settings. "
+        fix += f"Or start a new run from its weights: checkpoint={file} run_dir=NEW."
         raise CheckpointError(what, "resume", fix)
     versions = {"mingpt_lightning": saved["version"], **saved["environment"]}
     versions_now = {"mingpt_lightning": now["version"], **now["environment"]}
     for name, before, after in differences(versions, versions_now):
         lines[name] = f"{name}: {before} in the checkpoint, {after} now; the last bits may differ"
     return list(lines.values())
-
-
-def leads_to(target: Any) -> str:
-    """The class or function that a `_target_` names, by the module that defines it; imports no module but our own."""
-    module, _, name = str(target).rpartition(".")
-    if module.startswith("mingpt_lightning."):
-        with contextlib.suppress(ImportError):
-            import_module(module)
-    found = getattr(sys.modules.get(module), name, None)
-    return f"{found.__module__}.{found.__qualname__}" if callable(found) else str(target)
 
 
 def load_weights(run: Run) -> None:
@@ -126,6 +121,7 @@ def load_weights(run: Run) -> None:
     if lines:
         what = f"the weights of {file} are of another model: {'; '.join(lines)}"
         raise CheckpointError(what, "checkpoint", "Give the model and data of its run.")
+    check_model(run.system.gpt, theirs)
     run.system.load_state_dict(content["state_dict"])
     console.print(f"weights     {file}, step {content['global_step']:,}", markup=False)
 

@@ -5,7 +5,6 @@ Also what belongs to a run beside them: its folder, its config on disk, and the 
 
 import contextlib
 import os
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +13,12 @@ from typing import Any
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from mingpt_lightning.bpe import read_tokenizer
-from mingpt_lightning.checkpoint import KEY, find_checkpoint, read_checkpoint
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
-from mingpt_lightning.cli.config import compose
+from mingpt_lightning.cli.own_settings import folders_of
+from mingpt_lightning.cli.restore import build_datamodule, check_classes, is_pretrained, read_named, rebuild
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
@@ -48,11 +45,12 @@ def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callb
 
     callbacks: more of them. Whatever the config gets wrong ends here in one line, before anything is written.
     """
+    check_classes(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
     gpt = build_model(cfg, datamodule)
     optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
-    system = LanguageModel(gpt, optimizer, scheduler, datamodule.tokenizer, config=resolved(cfg))
+    system = build_system(cfg, gpt, optimizer, scheduler, datamodule.tokenizer)
     system.make_optimizer()  # a mistake in its arguments is found now
     loggers = build_each(cfg.logger, "logger") if training else []
     hooks = build_callbacks(cfg.callbacks, system.metric_names(), bool(loggers)) if training else []
@@ -70,7 +68,7 @@ def assemble_evaluation(cfg: DictConfig) -> Run:
         run.system.eval()
         return run
     path, content = read_named(cfg)
-    datamodule, system = build_datamodule(content), LanguageModel.from_checkpoint(content)
+    datamodule, system = build_datamodule(content, cfg), rebuild(content)
     gpt = system.gpt.config
     if (datamodule.vocab_size, datamodule.block_size) != (gpt["vocab_size"], gpt["block_size"]):
         what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
@@ -91,9 +89,14 @@ def build_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
         raise
 
 
-def is_pretrained(model: Any) -> bool:
-    """Whether a model section names pretrained weights."""
-    return isinstance(model, DictConfig) and "name" in model
+def build_system(cfg: DictConfig, gpt: Any, *parts: Any) -> LanguageModel:
+    """The LightningModule of a config around a GPT. parts: optimizer, scheduler and tokenizer."""
+    arguments = dict(zip(("optimizer", "scheduler", "tokenizer"), parts, strict=True))
+    system = build(cfg.system, "system", gpt=gpt, **arguments, config=resolved(cfg))
+    if not isinstance(system, LanguageModel):
+        what = f"{cfg.system._target_} is not derived from LanguageModel"
+        raise UserError(what, "system._target_", "Derive it: class Mine(LanguageModel).")
+    return system
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
@@ -104,7 +107,7 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(known, resolve=True)
     assert isinstance(values, dict)
     choices = {name: choice for name, choice in HydraConfig.get().runtime.choices.items() if "/" not in name}
-    return {**values, "choices": choices}
+    return {**values, "choices": choices, "config_dirs": folders_of(HydraConfig.get().runtime.config_sources)}
 
 
 def run_folder() -> Path:
@@ -141,64 +144,6 @@ def save_config(cfg: DictConfig, folder: Path) -> None:
     except OSError as error:
         what = f"cannot write {folder}: {error.strerror or error}"
         raise UserError(what, "run_dir", "Choose another run_dir=.") from error
-
-
-def read_named(cfg: DictConfig) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint that the command line names: its path and its content, with its project imported."""
-    if cfg.checkpoint is None:
-        fix = "Give checkpoint=RUN_FOLDER_OR_FILE, or model=gpt2-pretrained."
-        raise UserError(f"task={cfg.task} needs a checkpoint", "checkpoint", fix)
-    path = named_checkpoint(cfg.checkpoint)
-    content = read_checkpoint(path)
-    if "choices" in content[KEY]["config"]:  # a run of the command line, not of a notebook
-        datamodule_class(content)
-    return path, content
-
-
-def named_checkpoint(name: str) -> Path:
-    """`find_checkpoint`, with the command line's way to load a folder in Hugging Face's layout."""
-    try:
-        return find_checkpoint(name)
-    except CheckpointError as error:
-        if Path(name, "config.json").is_file():
-            error.fix = f"Use model=gpt2-pretrained model.name={name}."
-        raise
-
-
-def read_system(cfg: DictConfig) -> LanguageModel:
-    """The model that the command line names, with its tokenizer: a checkpoint's or a pretrained one."""
-    if cfg.checkpoint is None and is_pretrained(cfg.model):
-        gpt = build(cfg.model, "model")
-        return LanguageModel(gpt, tokenizer=read_tokenizer(cfg.model.name, cfg.model.revision)).eval()
-    _, content = read_named(cfg)
-    return LanguageModel.from_checkpoint(content)
-
-
-def datamodule_class(content: dict[str, Any]) -> type:
-    """The datamodule class of a checkpoint's run, by the choice in its config: never by a class name in the file."""
-    choice = content[KEY]["config"]["choices"]["datamodule"]
-    return get_class(compose([f"datamodule={choice}"]).datamodule._target_)
-
-
-def build_datamodule(content: dict[str, Any]) -> SequenceDataModule:
-    """The datamodule of a checkpoint's run, with the command line's own settings for it on top.
-
-    Its vocabulary is the checkpoint's, also where the text is another one.
-    """
-    saved = content[KEY]["config"]
-    if "choices" not in saved:
-        what = "the checkpoint does not say which data it was trained on"
-        raise CheckpointError(what, "checkpoint", "Evaluate it in Python, where it was written.")
-    overrides = [item for item in HydraConfig.get().overrides.task if re.match(r"\+?datamodule[.=]", item)]
-    choice = f"datamodule={saved['choices']['datamodule']}"
-    other = any(item.startswith("datamodule=") and item != choice for item in overrides)
-    node = compose(overrides if other else [choice, *overrides]).datamodule
-    given = {item.split("=")[0].removeprefix("datamodule.") for item in overrides}
-    for name, value in ({} if other else saved["datamodule"]).items():
-        if name in node and name not in given and not name.startswith("_"):
-            node[name] = value
-    vocabulary = content[KEY]["tokenizer"]["arguments"]  # not through the config, which would resolve "${" in it
-    return build(node, "datamodule", **{k: v for k, v in vocabulary.items() if k in node and k not in given})
 
 
 def process_start() -> float:

@@ -139,7 +139,7 @@ def test_weights_of_a_run_must_beat_chance_and_its_folder_is_left_alone(cli: CLI
     code, _, page = cli(*SMALL, "checkpoint=run", "run_dir=run", *tiny)
     assert (code, words(page)) == (0, dict.fromkeys(NAMES, "ok"))
     assert {path: path.stat().st_mtime_ns for path in Path().rglob("*")} == before
-    code, _, page = cli(*SMALL, "checkpoint=run")
+    code, _, page = cli(*SMALL, "checkpoint=run", "model.n_layer=2")
     assert code == 3
     assert "n_layer: 1 in the checkpoint, 2 now" in page
 

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import yaml
 
 import mingpt_lightning
-from mingpt_lightning.cli.config import CONFIG_DIR, typed
+from mingpt_lightning.cli.config import CONFIG_DIR
 from mingpt_lightning.cli.main import quoted
 from tests.common import ROOT, python
 
@@ -119,9 +119,3 @@ print(bool(_TRANSFORMERS_AVAILABLE))
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP", "OMP"))}
     result = python(code, cwd=tmp_path, env=environment)
     assert result.stdout.split() == ["1000", "False", "False", "True"], result.stderr
-
-
-@pytest.mark.parametrize("text", ["a b.txt", "it's, one=1", "x (1)"])
-def test_the_command_that_resumes_shows_what_was_typed(text):
-    assert typed(quoted(f"datamodule.path={text}")) == f"datamodule.path={text}"
-    assert typed("trainer.max_steps=5") == "trainer.max_steps=5"

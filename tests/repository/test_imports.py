@@ -18,10 +18,11 @@ ROOMS = {
     "the model, in pure torch": ("layers", "cache", "gpt", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
     "data, optimizers, metrics": ("optim", "muon", "datamodule", "metrics"),
-    "training with Lightning": ("storage", "loop_state", "checkpoint", "language_model", "callbacks"),
+    "training with Lightning": ("storage", "loop_state", "restore", "checkpoint", "language_model", "callbacks"),
     "the program, with Hydra": (
-        *("cli.sweep", "cli.__init__", "cli.config", "cli.build", "cli.run", "cli.resume", "cli.summary", "cli.fit"),
-        *("cli.evaluate", "cli.export", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
+        *("cli.sweep", "cli.__init__", "cli.config", "cli.own_settings", "cli.build", "cli.restore", "cli.run"),
+        *("cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export", "cli.generate", "cli.check"),
+        *("cli.help", "cli.main", "__main__"),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]

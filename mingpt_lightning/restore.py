@@ -1,0 +1,149 @@
+"""What a checkpoint holds of this library's objects, and the objects made from it again.
+
+No class is ever taken from a file: it is compared with the one that the reader names, and another one is refused.
+"""
+
+import inspect
+import platform
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from mingpt_lightning import (
+    __version__,
+    bpe,  # noqa: F401  # registers BPETokenizer, which a checkpoint may name
+)
+from mingpt_lightning.errors import CheckpointError
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.storage import KEY
+from mingpt_lightning.tokenizer import Tokenizer
+
+FORMAT = 2
+"""The version of what is under KEY; files of a higher one are refused."""
+
+
+def class_name(cls: type) -> str:
+    """The full name of a class."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def own_layers(gpt: torch.nn.Module) -> list[str]:
+    """The classes of a model, itself included, that are neither this library's nor torch's."""
+    names = {class_name(type(module)) for module in gpt.modules()}
+    return sorted(name for name in names if not name.startswith(("mingpt_lightning.", "torch.")))
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is plain data, which a checkpoint may hold."""
+    if isinstance(value, dict):
+        return all(isinstance(name, str) and is_plain(item) for name, item in value.items())
+    return all(map(is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
+
+
+def metadata(
+    gpt: GPT, tokenizer: Tokenizer | None, config: dict[str, Any], fingerprint: str | None, counters: dict[str, Any]
+) -> dict[str, Any]:
+    """What a checkpoint holds under KEY. fingerprint: of the data. counters: of the LightningModule."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "gpt": gpt.config,
+        "own_layers": own_layers(gpt),
+        "tokenizer": tokenizer and tokenizer.state(),
+        "config": config,
+        "data": fingerprint,
+        "environment": {  # what the last bits of a result depend on beside the config
+            "torch": str(torch.__version__),
+            "pytorch_lightning": pl.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+            "processor": platform.machine(),
+            "threads": str(torch.get_num_threads()),
+        },
+        **counters,
+    }
+
+
+class Restored(NamedTuple):
+    """The objects of a checkpoint; the GPT has its weights. tokens_seen: in training."""
+
+    gpt: GPT
+    tokenizer: Tokenizer | None
+    config: dict[str, Any]
+    tokens_seen: int
+
+
+def restore(content: dict[str, Any], make_gpt: Callable[..., GPT] = GPT) -> Restored:
+    """The GPT, tokenizer and config of a checkpoint's content.
+
+    make_gpt: makes a model of the class that was trained, from its constructor arguments. Raises CheckpointError when
+    it makes another one, and when the sizes don't fit the weights, before memory is allocated for them.
+    """
+    ours, prefix = content[KEY], "gpt."
+    try:
+        weights = {name[4:]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+        blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
+        shape = tuple(weights["token_embedding.weight"].shape)
+        sizes, config = ours["gpt"], dict(ours["config"])
+        if (shape, len(blocks)) != ((sizes["vocab_size"], sizes["n_embd"]), sizes["n_layer"]):
+            raise RuntimeError
+        tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
+        given = own_arguments(make_gpt, sizes, config.get("model")) if isinstance(make_gpt, type) else {}
+        gpt = make_gpt(**sizes, **given)
+        check_model(gpt, ours)
+        gpt.load_state_dict(weights)
+        return Restored(gpt, tokenizer, config, int(ours["tokens_seen"]))
+    except CheckpointError:
+        raise
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        what = "the weights do not fit the model in the checkpoint"
+        raise CheckpointError(what, "checkpoint", "Use another file of the run.") from error
+
+
+def check_model(gpt: GPT, ours: dict[str, Any]) -> None:
+    """Raise CheckpointError for a model of other classes or sizes than the one that was trained."""
+    now = own_layers(gpt)
+    before = list(ours.get("own_layers", now))  # version 0.1.0 doesn't say
+    if different := sorted({*before} ^ {*now}):
+        verb = "has" if different[0] in before else "lacks"
+        what = f"the model that was trained {verb} {', '.join(different)}"
+        raise CheckpointError(what, "checkpoint", "Read it with its class: load_from_checkpoint(…, gpt=CLASS).")
+    for name, value in ours["gpt"].items():
+        if name in gpt.config and gpt.config[name] != value:
+            what = f"the model that was trained has {name}={value}, the class makes one of {name}={gpt.config[name]}"
+            raise CheckpointError(what, "checkpoint", "Read it with the class as it was.")
+
+
+def own_arguments(cls: type, inherited: Iterable[str], *known: Any, **given: Any) -> dict[str, Any]:
+    """The constructor arguments that a class has beside the inherited ones: as given, else as a checkpoint knows them.
+
+    Raises CheckpointError for one that is nowhere, since its default may not be what was trained.
+    """
+    values = {}
+    for name, parameter in inspect.signature(cls).parameters.items():
+        if name in {*inherited} or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        places = [place for place in (given, *known) if isinstance(place, dict) and name in place]
+        if not places:
+            what = f"the checkpoint does not say which {name} its {cls.__name__} had"
+            fix = f"Give it in Python: {name}=… of {cls.__name__}, or train with it in the config."
+            raise CheckpointError(what, "checkpoint", fix)
+        values[name] = places[0][name]
+    return values
+
+
+def load_rest(system: torch.nn.Module, state: dict[str, Any], strict: bool) -> None:
+    """Load what a LightningModule has beside its GPT. Raises CheckpointError where it has something else."""
+    rest = {name: value for name, value in state.items() if not name.startswith("gpt.")}
+    try:
+        missing, unknown = system.load_state_dict(rest, strict=False)
+    except RuntimeError:
+        missing, unknown = [], [*rest]
+    missing = [name for name in missing if not name.startswith("gpt.")]
+    if unknown or (strict and missing):
+        names = ", ".join(sorted([*unknown, *missing]))
+        what = f"the weights do not fit the {type(system).__name__} in the checkpoint: {names}"
+        raise CheckpointError(what, "checkpoint", "Use another file of the run.")
