@@ -1,7 +1,9 @@
 """A model, system or dataset of one's own, in a folder of YAML of one's own, comes back when a run is read."""
 
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 import projects
 from mingpt_lightning import GPT, LanguageModel
 from mingpt_lightning.errors import CheckpointError
-from tests.common import Cli, MakeGPT, MakeTrainer, summary
+from tests.common import ROOT, Cli, MakeGPT, MakeTrainer, summary
 
 FILES = {
     "projects/mine/gpt.py": '''
@@ -104,7 +106,7 @@ def mine(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
     monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
-    monkeypatch.delitem(__import__("sys").modules, "projects.mine", raising=False)
+    monkeypatch.delitem(sys.modules, "projects.mine", raising=False)
     return cli
 
 
@@ -148,6 +150,24 @@ def test_a_system_and_a_model_come_back_with_their_arguments(mine):
     ):
         with pytest.raises(CheckpointError, match=lacks):
             read()
+
+
+def test_the_classes_of_extending_train_and_come_back(mine):
+    page = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+    for name in ("gpt", "system"):
+        (code,) = re.findall(rf"```python\n# projects/mine/{name}.py\n(.*?)```", page, re.DOTALL)
+        Path("projects/mine", f"{name}.py").write_text(code)
+        sys.modules.pop(f"projects.mine.{name}", None)
+    for group, target in (("model", "mine.gpt"), ("system", "mine.system")):
+        (yaml,) = re.findall(
+            rf"```yaml\n# configs/{group}/mine.yaml\n(_target_: projects.{target}.*?)```", page, re.DOTALL
+        )
+        Path(f"conf/{group}/mine.yaml").write_text(yaml)
+    code, _, err = mine(*CONF, "model=mine", "system=mine", *SHORT, "run_dir=run")
+    assert code == 0, err
+    trained = summary()["metrics"]["test/loss"]
+    assert mine("task=test", "checkpoint=run", "trainer=cpu")[0] == 0
+    assert summary_of("test")["test/loss"] == pytest.approx(trained, rel=1e-6)
 
 
 def test_a_class_that_only_the_command_line_or_the_file_names_is_refused(mine):
