@@ -7,15 +7,18 @@ of `storage.py`.
 
 import signal
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import EarlyStopping
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
 from mingpt_lightning import loop_state
+from mingpt_lightning.averages import averages, trained_weights, validated_weights
 from mingpt_lightning.errors import CheckpointError, DivergedError, UserError, require_positive
 from mingpt_lightning.files import check_writable
+from mingpt_lightning.objective import Direction, direction
 from mingpt_lightning.restore import FORMAT
 from mingpt_lightning.signals import STOP, Stopped
 from mingpt_lightning.storage import KEY, find_checkpoint, find_corruption, load_checkpoint, write_checkpoint
@@ -54,21 +57,36 @@ def guess_origin(content: Any) -> str:
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Has Lightning write and read checkpoints through `storage.py`; what last.ckpt held becomes previous.ckpt."""
+    """Has Lightning write and read checkpoints through `storage.py`; what last.ckpt held becomes previous.ckpt.
+
+    folder: of `Checkpoint`. Lightning's own callbacks may save elsewhere, in folders that don't exist yet.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.folder = folder
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         file = Path(path)
-        previous = file.with_name("previous.ckpt") if file.name == "last.ckpt" else None
+        if KEY not in checkpoint:  # bare weights, which a process that was spawned hands to the main one
+            super().save_checkpoint(checkpoint, path)
+            return
+        if file.parent != self.folder:
+            check_writable(file.parent, 0, "dirpath")
+        previous = file.with_name("previous.ckpt") if file == self.folder / "last.ckpt" else None
         write_checkpoint(checkpoint, file, checkpoint["global_step"], previous)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        if Path(path).name == ".temp.ckpt":  # see above
+            return super().load_checkpoint(path, map_location, weights_only=True)
         return read_checkpoint(path)
 
 
 class Checkpoint(pl.callbacks.Checkpoint):
     """Keeps three files in `dirpath`, and ends training cleanly on a stop signal (see `signals.py`).
 
-    best.ckpt: the weights with the best `monitor` so far (`mode`: min or max), written after a validation.
+    best.ckpt: the weights with the best `monitor` so far, as they were validated: the averages, where a callback
+    averages them. `mode`, min or max, follows from the metric where it is one of this library's.
     last.ckpt: everything needed to resume exactly, written every `every_n_train_steps` optimizer steps and when
     training ends or is stopped. previous.ckpt: what last.ckpt was before.
 
@@ -80,29 +98,34 @@ class Checkpoint(pl.callbacks.Checkpoint):
         self,
         dirpath: str,
         monitor: str = "val/loss",
-        mode: Literal["min", "max"] = "min",
+        mode: Direction | None = None,
         every_n_train_steps: int = 1000,
     ):
         require_positive(every_n_train_steps=every_n_train_steps)
-        if mode not in ("min", "max"):
-            raise UserError(f"mode={mode} is not known", "mode", "Use min or max.")
         self.dirpath = Path(dirpath)
         self.monitor = monitor
-        self.mode = mode
+        self.mode = check_mode(monitor, mode)
         self.every_n_train_steps = every_n_train_steps
         self.best_score: float | None = None
         self.best_metrics: dict[str, float] = {}
+        self.newest_metrics: dict[str, float] = {}  # of the last validation
         self.step = 0  # optimizer steps so far
         self.accumulating = False  # batches were trained since then, whose gradients no checkpoint holds
         self.saved_step: int | None = None  # of last.ckpt
-        self.ended_early = False  # before max_steps and max_epochs, by a callback
+        self.saved_waits: list[int] = []  # of each EarlyStopping, in last.ckpt
+        self.patience: list[int] = []  # of each EarlyStopping, as it is configured now
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = SafeCheckpointIO()
+            trainer.strategy.checkpoint_io = SafeCheckpointIO(self.dirpath)
+        self.patience = [stopper.patience for stopper in early_stoppers(trainer)]
         if stage == "fit" and trainer.is_global_zero:
             weights = sum(weight.numel() * weight.element_size() for weight in pl_module.parameters())
             check_writable(self.dirpath, 11 * weights, "dirpath")  # three with two moments each, two best ones
+        for other in trainer.checkpoint_callbacks:
+            if isinstance(other, ModelCheckpoint) and other.save_last and other.dirpath == str(self.dirpath.absolute()):
+                what = f"ModelCheckpoint would write last.ckpt into {self.dirpath}, where another one is"
+                raise UserError(what, "save_last", "Leave out save_last, or give it a dirpath of its own.")
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:
@@ -120,8 +143,12 @@ class Checkpoint(pl.callbacks.Checkpoint):
             trainer.validating = True
             trainer.fit_loop.epoch_loop.val_loop.run()
             trainer.training = True
-        stoppers = [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
-        trainer.should_stop |= self.ended_early and bool(stoppers)
+        for stopper, patience in zip(early_stoppers(trainer), self.patience, strict=True):
+            stopper.patience = patience  # Lightning would take the one in the checkpoint
+            trainer.should_stop |= bool(
+                has_ended(stopper, self.newest_metrics)
+            )  # so would have the run, had it gone on
+        self.saved_waits = [stopper.wait_count for stopper in early_stoppers(trainer)]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self.accumulating = trainer.global_step == self.step
@@ -143,21 +170,38 @@ class Checkpoint(pl.callbacks.Checkpoint):
         if self.monitor not in metrics:
             what = f"there is no metric {self.monitor} to find the best checkpoint by"
             raise UserError(what, "monitor", f"Choose one of: {', '.join(sorted(metrics))}.")
-        score = metrics[self.monitor] if self.mode == "min" else -metrics[self.monitor]
-        if self.best_score is None or score < self.best_score:
-            self.best_score, self.best_metrics = score, metrics
-            trainer.save_checkpoint(self.dirpath / "best.ckpt", weights_only=True)
+        self.newest_metrics = metrics
+        with validated_weights(trainer, pl_module):
+            self.save_if_best(trainer, metrics)
         if self.step % self.every_n_train_steps == 0 and not self.accumulating:
             self.save(trainer)
 
+    def save_if_best(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Write best.ckpt, if these are the best metrics of a validation so far."""
+        score = -metrics[self.monitor] if self.mode == "max" else metrics[self.monitor]
+        if self.best_score is None or score < self.best_score:
+            self.best_score, self.best_metrics = score, metrics
+            trainer.save_checkpoint(self.dirpath / "best.ckpt", weights_only=True)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.fit_loop.done and averages(trainer):  # before the averages replace the weights that were trained
+            self.save_at_end(trainer)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (self.saved_step, self.ended_early) != (trainer.global_step, trainer.should_stop):
-            self.save(trainer)
+        self.save_at_end(trainer)
         STOP.waits = False
         if STOP.received is not None:
             raise Stopped(STOP.received)
 
+    def save_at_end(self, trainer: pl.Trainer) -> None:
+        """Write last.ckpt, unless it is there already."""
+        waits = [stopper.wait_count for stopper in early_stoppers(trainer)]
+        if (self.saved_step, self.saved_waits) != (trainer.global_step, waits):
+            self.save(trainer)
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Stopped) and trainer.validating:
+            trained_weights(trainer, pl_module)
         if isinstance(exception, Stopped) and STOP.waits and self.saved_step != trainer.global_step:
             self.save(trainer)
         if isinstance(exception, DivergedError):
@@ -179,7 +223,8 @@ class Checkpoint(pl.callbacks.Checkpoint):
         """Write last.ckpt, after everything that was logged so far."""
         for logger in trainer.loggers:
             logger.save()
-        self.saved_step, self.ended_early = trainer.global_step, trainer.should_stop
+        self.saved_step = trainer.global_step
+        self.saved_waits = [stopper.wait_count for stopper in early_stoppers(trainer)]
         trainer.save_checkpoint(self.dirpath / "last.ckpt", weights_only=False)
 
     def newest(self) -> Path | None:
@@ -195,8 +240,53 @@ class Checkpoint(pl.callbacks.Checkpoint):
         loop_state.normalize(checkpoint["loops"]["fit_loop"], trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("best_score", "best_metrics", "saved_step", "ended_early")}
+        return {name: getattr(self, name) for name in ("best_score", "best_metrics", "newest_metrics", "saved_step")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in self.state_dict():
-            setattr(self, name, state_dict[name])
+            setattr(self, name, state_dict.get(name, getattr(self, name)))  # earlier versions had fewer
+
+
+def check_mode(monitor: str, mode: str | None) -> Direction:
+    """The direction of a metric. Raises UserError for a mode that contradicts it, or that nobody says."""
+    known = direction(monitor)
+    if mode not in ("min", "max", None):
+        raise UserError(f"mode={mode} is not known", "mode", "Use min or max.")
+    if mode is None and known is None:
+        raise UserError(f"nothing says whether more or less of {monitor} is better", "mode", "Give mode=min or max.")
+    if known is not None and mode not in (known, None):
+        what = f"mode={mode} keeps the worst {monitor}, of which {'less' if known == 'min' else 'more'} is better"
+        raise UserError(what, "mode", "Leave it out: it follows from the metric.")
+    return "max" if (mode or known) == "max" else "min"
+
+
+def early_stoppers(trainer: pl.Trainer) -> list[EarlyStopping]:
+    """The callbacks that may end training early."""
+    return [callback for callback in trainer.callbacks if isinstance(callback, EarlyStopping)]  # type: ignore[attr-defined]
+
+
+def has_ended(stopper: EarlyStopping, metrics: dict[str, float]) -> str:
+    """Why early stopping ends training after a validation with these metrics; empty where it doesn't."""
+    name, value = stopper.monitor, metrics.get(stopper.monitor)
+    if stopper.wait_count >= stopper.patience:
+        return f"{name} did not improve for {stopper.wait_count} validations"
+    for threshold, sign in ((stopper.stopping_threshold, 1), (stopper.divergence_threshold, -1)):
+        if value is None or threshold is None:
+            continue
+        if stopper.monitor_op(torch.tensor(sign * value), sign * threshold):
+            return f"{name} reached {value:.4g}, beyond {threshold:g}"
+    return ""
+
+
+def why_it_ended(trainer: pl.Trainer) -> str:
+    """What ended a training: a limit of the Trainer, early stopping with its reason, or a callback."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    reasons = [reason for stopper in early_stoppers(trainer) if (reason := has_ended(stopper, metrics))]
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return "max_steps"
+    if reasons:
+        return f"early stopping: {reasons[0]}"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            return "max_time"
+    return "a callback" if trainer.should_stop else "max_epochs"

@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mingpt_lightning.averages import keep_buffers
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
@@ -77,6 +78,7 @@ class LanguageModel(pl.LightningModule):
         self.accumulated_loss: Tensor | int = 0  # the sum over the batches since the last optimizer step
         self.accumulated_tokens: Tensor | int = 0  # the number of tokens that it sums over
         self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the running evaluation
+        self.modes: dict[str, bool] | None = None  # of each module in training, where they may be others now
         self.row_step = -1  # the newest step that was logged, counted from 0
         self.lightnings_step = 0  # the step under which Lightning would log
 
@@ -87,6 +89,17 @@ class LanguageModel(pl.LightningModule):
     def loss_sum(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss of a batch in nats, and the number of tokens that it sums over."""
         return cross_entropy_sum(self.gpt, self.gpt.hidden(inputs), targets), (targets != IGNORE).sum()
+
+    def on_fit_start(self) -> None:
+        """Put each module into the mode that it trains in: it may be a loaded one, or left by an interrupted fit."""
+        if self.modes is not None:
+            for name, module in self.named_modules():
+                module.training = self.modes.get(name, module.training)
+        self.modes = {name: module.training for name, module in self.named_modules()}
+        keep_buffers(self.trainer)
+
+    def on_fit_end(self) -> None:
+        self.modes = None
 
     def on_train_start(self) -> None:
         self.accumulated_loss = self.accumulated_tokens = 0  # an earlier training may have been interrupted
@@ -315,4 +328,5 @@ class LanguageModel(pl.LightningModule):
             raise CheckpointError(what, "checkpoint", "Read it with its class: CLASS.load_from_checkpoint(…).")
         load_rest(system, content["state_dict"], system.strict_loading)
         system.tokens_seen = restored.tokens_seen
+        system.modes = {name: module.training for name, module in system.named_modules()}
         return system.eval()

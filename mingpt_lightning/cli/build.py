@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
-from mingpt_lightning.checkpoint import Checkpoint
+from mingpt_lightning.checkpoint import Checkpoint, check_mode
 from mingpt_lightning.cli.config import locate
 from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
@@ -124,12 +125,19 @@ def build_each(section: DictConfig, where: str) -> list[Any]:
 
 
 def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> list[pl.Callback]:
-    """The callbacks, none of which may monitor a metric that doesn't exist."""
+    """The callbacks, none of which may monitor a metric that doesn't exist, or in the wrong direction."""
+    section = section.copy()
+    OmegaConf.set_struct(section, False)
     for name, node in section.items():
         monitor = node.get("monitor") if isinstance(node, DictConfig) else None
         if monitor is not None and monitor not in metrics:
             where = f"callbacks.{name!s}.monitor"
             raise UserError(f"there is no metric '{monitor}'", where, nearest(str(monitor), metrics))
+        if monitor is not None and "mode" in inspect.signature(target_of(node, f"callbacks.{name!s}")).parameters:
+            try:
+                node.mode = check_mode(monitor, node.get("mode"))
+            except UserError as error:
+                raise locate(error, node, f"callbacks.{name!s}") from error
     callbacks = build_each(section, "callbacks")
     for callback in callbacks:
         if isinstance(callback, Checkpoint) and not callback.monitor.startswith("val/"):
@@ -154,7 +162,11 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
     keep_memory()
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
-    return build(settings, "trainer", **arguments)
+    trainer: pl.Trainer = build(settings, "trainer", **arguments)
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        what = f"trainer.strategy={settings.strategy} trains in processes that hand back little more than the weights"
+        raise UserError(what, "trainer.strategy", "Use trainer.strategy=ddp, which starts this program anew in each.")
+    return trainer
 
 
 def device_for(accelerator: str) -> str:

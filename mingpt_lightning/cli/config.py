@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
+from mingpt_lightning.objective import direction, solved
 from mingpt_lightning.optim import lr_for_width
 
 PACKAGE = Path(__file__).parent.parent
@@ -83,6 +84,8 @@ def default_resume() -> str:
 
 
 OmegaConf.register_new_resolver("lr_for_width", lr_for_width, replace=True)
+OmegaConf.register_new_resolver("direction", direction, replace=True)
+OmegaConf.register_new_resolver("solved", solved, replace=True)
 OmegaConf.register_new_resolver("run_name", run_name, replace=True, use_cache=True)
 OmegaConf.register_new_resolver("default_resume", default_resume, replace=True)
 

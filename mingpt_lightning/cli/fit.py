@@ -4,10 +4,12 @@ import contextlib
 import os
 import shlex
 import shutil
+import signal
 
 from omegaconf import DictConfig
 
-from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint
+from mingpt_lightning.averages import ends_with_averages
+from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint, why_it_ended
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
 from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
@@ -42,9 +44,10 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         save_config(cfg, folder)
         try:
             run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
-        except Stopped:
+        except Stopped as stop:
             if run.system.tokens_seen and run.trainer.is_global_zero:
-                write_summary(run, Result("fit", {}, run.trainer.global_step, None), folder / "summary.json")
+                result = Result("fit", {}, run.trainer.global_step, None, signal.Signals(stop.number).name)
+                write_summary(run, result, folder / "summary.json")
                 say_how_to_resume(run)
             raise
         result = evaluate_best(run)
@@ -62,12 +65,15 @@ def evaluate_best(run: Run) -> Result:
     """Validate the last weights, if they have not been; load the best ones, and test these."""
     trainer, system, data = run.trainer, run.system, run.datamodule
     metrics = {n: float(v) for n, v in trainer.callback_metrics.items() if n.startswith(("train/", "val/"))}
-    steps, checkpoint = trainer.global_step, None
-    if system.validated_step != steps:
+    steps, checkpoint, ended = trainer.global_step, None, why_it_ended(trainer)
+    averaged = ends_with_averages(trainer)
+    if averaged or system.validated_step != steps:
         results = trainer.validate(system, datamodule=data, verbose=False)
         metrics |= results[0] if results else {}  # without limit_val_batches=0
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, Checkpoint):
+            if averaged and callback.monitor in metrics:
+                callback.save_if_best(trainer, {name: value for name, value in metrics.items() if name[:4] == "val/"})
             checkpoint = find_checkpoint(run.folder)
             if callback.best_metrics:
                 system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
@@ -75,7 +81,7 @@ def evaluate_best(run: Run) -> Result:
     if len(data.dataset("test")):
         results = trainer.test(system, datamodule=data, verbose=False)
         metrics |= results[0] if results else {}
-    return Result("fit", metrics, steps, checkpoint)
+    return Result("fit", metrics, steps, checkpoint, ended)
 
 
 def check_batches(run: Run) -> None:

@@ -55,6 +55,9 @@ they starve each other: a step of a small model then took up to ten times as lon
 
 NOISE = (
     ".*LeafSpec.*",  # Lightning 2.6 with torch 2.13
+    "SWA is currently only supported every epoch",  # it replaces the schedule, which is by step
+    "Checkpoint directory .* exists and is not empty",  # of a resumed run
+    "Be aware that when using `ckpt_path`",  # that a callback was switched off is said as a changed setting
     "The number of training batches",  # that log_every_n_steps is more than an epoch does no harm
 )
 

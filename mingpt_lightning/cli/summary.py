@@ -18,12 +18,16 @@ from mingpt_lightning.loop_state import total_steps
 
 
 class Result(NamedTuple):
-    """What a task has found. steps: optimizer steps of the weights. checkpoint: the file that holds them."""
+    """What a task has found. steps: optimizer steps of the weights. checkpoint: the file that holds them.
+
+    ended: why training did.
+    """
 
     task: str
     metrics: dict[str, float]
     steps: int
     checkpoint: Path | None
+    ended: str | None = None
 
 
 def describe(run: Run, compiled: bool) -> None:
@@ -60,6 +64,7 @@ def summary(run: Run, result: Result) -> dict[str, Any]:
         "seconds": round(run.system.seconds, 2),
         "parameters": run.system.gpt.n_parameters,
         "checkpoint": result.checkpoint and str(result.checkpoint),
+        **({"ended": result.ended} if result.ended else {}),
     }
 
 
@@ -92,6 +97,8 @@ def report(run: Run, result: Result) -> None:
                     more.append(f"{bits:.4f} bits per {unit}")
             console.print(f"{part}/loss  {metrics[f'{part}/loss']:.4f}" + (f"  ({', '.join(more)})" if more else ""))
     if result.task == "fit":
+        if result.ended not in ("max_steps", "max_epochs"):
+            console.print(f"ended       {result.ended}", markup=False)
         console.print(f"{result.steps:,} steps, {run.system.tokens_seen:,} tokens, {run.system.seconds:.1f} seconds")
     else:
         weights = f"{result.checkpoint}, step {result.steps:,}" if result.checkpoint else "a pretrained model"

@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -222,3 +223,46 @@ def test_a_seed_fixes_the_whole_training(make_trainer: MakeTrainer) -> None:
     assert len(first) == 20
     assert curve(0, make_trainer) == first
     assert curve(1, make_trainer) != first
+
+
+class Modes(pl.Callback):
+    """Which modules of a system train in evaluation mode; and, once, an interruption within a validation."""
+
+    def __init__(self, interrupt: bool = False):
+        self.interrupt = interrupt
+        self.evaluating: list[str] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+        self.evaluating = [name for name, module in pl_module.named_modules() if not module.training]
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        if self.interrupt:
+            raise LookupError
+
+
+class WithTeacher(LanguageModel):
+    """A system with a part that is never trained."""
+
+    def __init__(self, *arguments: Any, **more: Any):
+        super().__init__(*arguments, **more)
+        self.teacher = torch.nn.Dropout(0.5).eval()
+
+
+@pytest.mark.filterwarnings("ignore:Found 1 module")  # the teacher
+def test_training_is_in_training_mode_whatever_came_before(
+    make_gpt: MakeGPT, make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
+    data = Batches(random_batch([3, 8]))
+    system, modes = WithTeacher(make_gpt(dropout=0.5)), Modes(interrupt=True)
+    trainer = make_trainer(max_steps=2, val_check_interval=1, limit_val_batches=1, callbacks=[modes])
+    with pytest.raises(LookupError):
+        trainer.fit(system, datamodule=data)
+    trainer.save_checkpoint(tmp_path / "own.ckpt")
+    loaded = WithTeacher.load_from_checkpoint(tmp_path / "own.ckpt")
+    assert not loaded.training
+    for again in (system, loaded):
+        modes = Modes()
+        make_trainer(max_steps=2, val_check_interval=1, limit_val_batches=1, callbacks=[modes]).fit(
+            again, datamodule=data
+        )
+        assert modes.evaluating == ["teacher"]

@@ -17,8 +17,16 @@ ROOMS = {
     "text and tokens": ("hub", "tokenizer", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
-    "data, optimizers, metrics": ("optim", "muon", "datamodule", "metrics"),
-    "training with Lightning": ("storage", "loop_state", "restore", "checkpoint", "language_model", "callbacks"),
+    "data, optimizers, metrics": ("objective", "optim", "muon", "datamodule", "metrics"),
+    "training with Lightning": (
+        "averages",
+        "storage",
+        "loop_state",
+        "restore",
+        "checkpoint",
+        "language_model",
+        "callbacks",
+    ),
     "the program, with Hydra": (
         *("cli.sweep", "cli.__init__", "cli.config", "cli.own_settings", "cli.build", "cli.restore", "cli.run"),
         *("cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export", "cli.generate", "cli.check"),
