@@ -171,6 +171,12 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
         return UserError(f"cannot write {error.filename}: {error.strerror}", "run_dir", "Choose another run_dir=.")
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra")]
+        if isinstance(cause.parent_node, DictConfig) and cause.full_key == str(cause.key):  # at top level
+            sections = {str(name): node for name, node in cause.parent_node.items_ex(resolve=False)}
+            inside = [name for name, node in sections.items() if isinstance(node, DictConfig) and cause.key in node]
+            if places := [f"'{name}.{cause.key}'" for name in inside if name != "hydra"]:
+                fix = f"Did you mean {' or '.join(places)}?"
+                return UserError(f"unknown key '{cause.key}'", "command line", fix)
         return UserError(f"unknown key '{cause.full_key}'", "command line", nearest(str(cause.key), known))
     if isinstance(error, OverrideParseException):
         return UserError(f"cannot read '{error.override}'", "command line", "Write it as KEY=VALUE or GROUP=OPTION.")

@@ -244,3 +244,18 @@ def test_data_that_a_pretrained_model_cannot_read(cli: Cli, arguments: tuple[str
         assert message in err
         assert "Traceback" not in err
         assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("lr=1e-3", "optimizer.lr"),
+        ("batch_size=8", "datamodule.batch_size"),
+        ("n_layer=3", "model.n_layer"),
+        ("max_steps=5", "trainer.max_steps"),
+    ],
+)
+def test_a_key_without_its_section_is_named_with_it(cli, given, meant):
+    code, _, err = cli(given)
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert f"Did you mean '{meant}'?" in err
