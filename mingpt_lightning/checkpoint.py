@@ -145,9 +145,7 @@ class Checkpoint(pl.callbacks.Checkpoint):
             trainer.training = True
         for stopper, patience in zip(early_stoppers(trainer), self.patience, strict=True):
             stopper.patience = patience  # Lightning would take the one in the checkpoint
-            trainer.should_stop |= bool(
-                has_ended(stopper, self.newest_metrics)
-            )  # so would have the run, had it gone on
+            trainer.should_stop |= bool(has_ended(stopper, self.newest_metrics))  # as without the interruption
         self.saved_waits = [stopper.wait_count for stopper in early_stoppers(trainer)]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:

@@ -20,13 +20,13 @@ from mingpt_lightning.averages import keep_buffers
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
-from mingpt_lightning.errors import CheckpointError, DivergedError, UserError
+from mingpt_lightning.errors import DivergedError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
-from mingpt_lightning.restore import class_name, is_plain, load_rest, metadata, own_arguments, restore
+from mingpt_lightning.restore import class_name, is_plain, metadata, own_arguments, restore
 from mingpt_lightning.shuffle import mix
 from mingpt_lightning.tokenizer import Tokenizer
 
@@ -277,7 +277,7 @@ class LanguageModel(pl.LightningModule):
         raise DivergedError(what, "lr", "Lower lr, or check the data.")
 
     def metadata(self, datamodule: Any = None) -> dict[str, Any]:
-        """What a checkpoint of this system holds beside Lightning's entries; see `checkpoint.metadata`."""
+        """What a checkpoint of this system holds beside Lightning's entries; see `restore.metadata`."""
         counters = {"seconds": self.seconds, **{name: getattr(self, name) for name in self.COUNTERS}}
         fingerprint = datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None
         ours = metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
@@ -310,23 +310,4 @@ class LanguageModel(pl.LightningModule):
         known = content[KEY]["config"].get("system"), content.get("hyper_parameters")
         inherited = inspect.signature(LanguageModel).parameters
         own = own_arguments(cls, inherited, *known, **hyperparameters)
-        return cls.from_checkpoint(content, gpt, partial(cls, **own))
-
-    @classmethod
-    def from_checkpoint(
-        cls, content: dict[str, Any], make_gpt: Callable[..., GPT] = GPT, make: Callable[..., Self] | None = None
-    ) -> Self:
-        """The system of a checkpoint's content (see `read_checkpoint`), in evaluation mode.
-
-        make_gpt, make: called like the constructors of the GPT and of the system. Raises CheckpointError as above.
-        """
-        restored = restore(content, make_gpt)
-        system = (make or cls)(gpt=restored.gpt, tokenizer=restored.tokenizer, config=restored.config)
-        trained = content[KEY].get("system", class_name(LanguageModel))
-        if trained not in map(class_name, type(system).__mro__):
-            what = f"the checkpoint is of the system {trained}, not of {class_name(type(system))}"
-            raise CheckpointError(what, "checkpoint", "Read it with its class: CLASS.load_from_checkpoint(…).")
-        load_rest(system, content["state_dict"], system.strict_loading)
-        system.tokens_seen = restored.tokens_seen
-        system.modes = {name: module.training for name, module in system.named_modules()}
-        return system.eval()
+        return restore(content, gpt, partial(cls, **own))

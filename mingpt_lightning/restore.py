@@ -6,7 +6,7 @@ No class is ever taken from a file: it is compared with the one that the reader 
 import inspect
 import platform
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -20,6 +20,8 @@ from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.storage import KEY
 from mingpt_lightning.tokenizer import Tokenizer
+
+System = TypeVar("System", bound=pl.LightningModule)
 
 FORMAT = 2
 """The version of what is under KEY; files of a higher one are refused."""
@@ -67,20 +69,30 @@ def metadata(
     }
 
 
-class Restored(NamedTuple):
-    """The objects of a checkpoint; the GPT has its weights. tokens_seen: in training."""
+def restore(content: dict[str, Any], make_gpt: Callable[..., GPT], make: Callable[..., System]) -> System:
+    """The system of a checkpoint's content (see `read_checkpoint`), in evaluation mode.
 
-    gpt: GPT
-    tokenizer: Tokenizer | None
-    config: dict[str, Any]
-    tokens_seen: int
+    make_gpt, make: called like the constructors of `GPT` and `LanguageModel`. Raises CheckpointError when they make
+    others than the classes that were trained.
+    """
+    parts, tokens_seen = restore_parts(content, make_gpt)
+    system: Any = make(**parts)
+    trained = content[KEY].get("system", "mingpt_lightning.language_model.LanguageModel")  # version 0.1.0 had no other
+    if trained not in map(class_name, type(system).__mro__):
+        what = f"the checkpoint is of the system {trained}, not of {class_name(type(system))}"
+        raise CheckpointError(what, "checkpoint", "Read it with its class: CLASS.load_from_checkpoint(…).")
+    load_rest(system, content["state_dict"], system.strict_loading)
+    system.tokens_seen = tokens_seen
+    system.modes = {name: module.training for name, module in system.named_modules()}
+    restored: System = system.eval()
+    return restored
 
 
-def restore(content: dict[str, Any], make_gpt: Callable[..., GPT] = GPT) -> Restored:
-    """The GPT, tokenizer and config of a checkpoint's content.
+def restore_parts(content: dict[str, Any], make_gpt: Callable[..., GPT]) -> tuple[dict[str, Any], int]:
+    """What a system is made from: the GPT with its weights, tokenizer and config; and the tokens seen in training.
 
-    make_gpt: makes a model of the class that was trained, from its constructor arguments. Raises CheckpointError when
-    it makes another one, and when the sizes don't fit the weights, before memory is allocated for them.
+    Raises CheckpointError for another model than was trained, and when the sizes don't fit the weights, before memory
+    is allocated for them.
     """
     ours, prefix = content[KEY], "gpt."
     try:
@@ -95,7 +107,7 @@ def restore(content: dict[str, Any], make_gpt: Callable[..., GPT] = GPT) -> Rest
         gpt = make_gpt(**sizes, **given)
         check_model(gpt, ours)
         gpt.load_state_dict(weights)
-        return Restored(gpt, tokenizer, config, int(ours["tokens_seen"]))
+        return {"gpt": gpt, "tokenizer": tokenizer, "config": config}, int(ours["tokens_seen"])
     except CheckpointError:
         raise
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:

@@ -23,6 +23,7 @@ from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.restore import restore
 from mingpt_lightning.storage import KEY, find_checkpoint
 
 GROUPS = ("experiment", "datamodule", "model", "system")
@@ -96,9 +97,9 @@ def check_classes(cfg: DictConfig) -> None:
 def rebuild(content: dict[str, Any]) -> LanguageModel:
     """The system of a checkpoint's content, of the classes that its run chose, in evaluation mode."""
     if "choices" not in content[KEY]["config"]:
-        return LanguageModel.from_checkpoint(content)
+        return restore(content, GPT, LanguageModel)
     model, system = section(content, "model"), section(content, "system")
-    return LanguageModel.from_checkpoint(content, gpt_maker(model), partial(build, system, "system"))
+    return restore(content, gpt_maker(model), partial(build, system, "system"))
 
 
 def gpt_maker(model: DictConfig) -> Callable[..., GPT]:
