@@ -29,7 +29,7 @@ def test_fit_leaves_the_files_of_a_run(cli):
     assert {f.name for f in Path("run").iterdir()} == files
     assert {f.name for f in Path("run/checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "manifest.json"}
     result = summary()
-    assert set(result) == {"task", "metrics", "steps", "tokens", "seconds", "parameters", "checkpoint"}
+    assert set(result) == {"task", "metrics", "steps", "tokens", "seconds", "parameters", "checkpoint", "ended"}
     assert {"train/loss", "val/loss", "val/exact_match", "test/loss", "test/exact_match"} <= set(result["metrics"])
     assert (result["steps"], result["tokens"]) == (6, 6 * 64 * 6)
     with open("run/metrics.csv") as stream:
