@@ -31,7 +31,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class SequenceDataset(Protocol):
-    """A numbered collection of training sequences."""
+    """A numbered collection of training sequences.
+
+    One with an attribute `epoch_size` has an epoch of that many sequences at random, instead of each once.
+    """
 
     def __len__(self) -> int: ...
 
@@ -54,7 +57,16 @@ class WindowDataset:
         self.last = len(tokens) - block_size - 1  # where the last window starts
 
     def __len__(self) -> int:
-        return 0 if self.last < 0 else -(-self.last // self.stride) + 1
+        return self.windows(self.stride)
+
+    @property
+    def epoch_size(self) -> int:
+        """As many windows as cover the text once: at most those that don't overlap."""
+        return self.windows(max(self.stride, self.block_size))
+
+    def windows(self, stride: int) -> int:
+        """How many windows there are at a stride."""
+        return 0 if self.last < 0 else -(-self.last // stride) + 1
 
     def __getitem__(self, indices: Tensor) -> Batch:
         wanted = indices * self.stride
@@ -66,6 +78,11 @@ class WindowDataset:
         if counted.any():
             targets = targets.masked_fill(torch.arange(self.block_size) < counted, IGNORE)
         return inputs, targets
+
+
+def epoch_size(dataset: SequenceDataset) -> int:
+    """How many sequences of a dataset are an epoch of training."""
+    return int(getattr(dataset, "epoch_size", len(dataset)))
 
 
 def check_split(split: Sequence[float]) -> None:
@@ -131,6 +148,11 @@ class SequenceDataModule(pl.LightningDataModule):
                     digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def epoch_size(self) -> int:
+        """How many sequences are an epoch of training."""
+        return epoch_size(self.dataset("train"))
+
     def loader(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None) -> "BatchLoader":
         """A loader for this process; with n processes, a global batch has n times `batch_size` sequences."""
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -156,7 +178,7 @@ class BatchLoader:
     In order (shuffle_seed None): each index once; the last batch may be short.
     Shuffled: an endless stream of permutations of the indices, cut into batches that are all full, also where
     batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
-    iteration yields `len` batches, and the next one continues where it ended.
+    iteration yields `len` batches, an epoch of the dataset's `epoch_size`, and the next one continues where it ended.
 
     Each of `world_size` processes yields `batch_size` sequences of every global batch: together they see what one
     process with a batch of world_size * batch_size would see.
@@ -184,8 +206,9 @@ class BatchLoader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.global_batch_size)
-        return whole + bool(rest) if self.shuffle_seed is None else max(1, whole)
+        if self.shuffle_seed is None:
+            return -(-len(self.dataset) // self.global_batch_size)
+        return max(1, epoch_size(self.dataset) // self.global_batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         if self.shuffle_seed is None:

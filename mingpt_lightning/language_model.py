@@ -279,8 +279,9 @@ class LanguageModel(pl.LightningModule):
     def metadata(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint of this system holds beside Lightning's entries; see `restore.metadata`."""
         counters = {"seconds": self.seconds, **{name: getattr(self, name) for name in self.COUNTERS}}
-        fingerprint = datamodule.fingerprint if isinstance(datamodule, SequenceDataModule) else None
-        ours = metadata(self.gpt, self.tokenizer, self.config, fingerprint, counters)
+        ours = metadata(self.gpt, self.tokenizer, self.config, counters)
+        if isinstance(datamodule, SequenceDataModule):
+            ours |= {"data": datamodule.fingerprint, "epoch_size": datamodule.epoch_size}
         return {**ours, "system": class_name(type(self))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

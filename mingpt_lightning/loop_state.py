@@ -53,17 +53,17 @@ def log_step(trainer: pl.Trainer, step: int) -> int:
     return before
 
 
-def total_steps(trainer: pl.Trainer) -> int:
+def total_steps(trainer: pl.Trainer, batches: int | None = None) -> int:
     """Optimizer steps in the whole training, from the Trainer's limits alone.
 
-    Lightning's own estimate creates the training loader too early, which breaks resuming (PL #20550). Raises UserError
-    where there is no limit, or one in epochs without a datamodule.
+    batches: of an epoch; None: as the training loader says. Lightning's own estimate creates that loader too early,
+    which breaks resuming (PL #20550). Raises UserError where there is no limit, or one in epochs without a datamodule.
     """
     limits, datamodule = [], getattr(trainer, "datamodule", None)
     if trainer.max_steps > 0:
         limits.append(trainer.max_steps)
     if trainer.max_epochs is not None and trainer.max_epochs > 0 and datamodule is not None:
-        batches = len(datamodule.train_dataloader())
+        batches = len(datamodule.train_dataloader()) if batches is None else batches
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))

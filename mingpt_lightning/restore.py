@@ -45,10 +45,8 @@ def is_plain(value: Any) -> bool:
     return all(map(is_plain, value)) if isinstance(value, list) else isinstance(value, str | int | float | None)
 
 
-def metadata(
-    gpt: GPT, tokenizer: Tokenizer | None, config: dict[str, Any], fingerprint: str | None, counters: dict[str, Any]
-) -> dict[str, Any]:
-    """What a checkpoint holds under KEY. fingerprint: of the data. counters: of the LightningModule."""
+def metadata(gpt: GPT, tokenizer: Tokenizer | None, config: dict[str, Any], counters: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds under KEY, without the data. counters: of the LightningModule."""
     return {
         "format": FORMAT,
         "version": __version__,
@@ -56,7 +54,7 @@ def metadata(
         "own_layers": own_layers(gpt),
         "tokenizer": tokenizer and tokenizer.state(),
         "config": config,
-        "data": fingerprint,
+        "data": None,
         "environment": {  # what the last bits of a result depend on beside the config
             "torch": str(torch.__version__),
             "pytorch_lightning": pl.__version__,

@@ -10,6 +10,7 @@ from mingpt_lightning.cli.run import Run, is_first_process
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.restore import check_model, class_name
 from mingpt_lightning.storage import find_corruption
 
@@ -61,7 +62,7 @@ def find_resumable(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
 def continue_from(run: Run, file: Path) -> None:
     """Say from where a run resumes and what has changed; raise CheckpointError where that would be wrong."""
     content = read_checkpoint(file)
-    lines = check_resumable(content, run.system.metadata(run.datamodule), file)
+    lines = check_resumable(content, run.system.metadata(run.datamodule), file) + check_epochs(content[KEY], run, file)
     console.print(f"resuming    {file}, step {content['global_step']:,}", markup=False)
     for line in lines:
         console.print(f"changed     {line}", markup=False)
@@ -107,6 +108,23 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
     for name, before, after in differences(versions, versions_now):
         lines[name] = f"{name}: {before} in the checkpoint, {after} now; the last bits may differ"
     return list(lines.values())
+
+
+def check_epochs(saved: dict[str, Any], run: Run, file: Path) -> list[str]:
+    """The difference in the length of an epoch; one of windows at random was once each window at every place.
+
+    saved: what the checkpoint holds under KEY. Raises CheckpointError where the training would have another length.
+    """
+    data, trainer = run.datamodule, run.trainer
+    before, now = saved.get("epoch_size", len(data.dataset("train"))), data.epoch_size
+    if before == now:
+        return []
+    steps = total_steps(trainer, max(1, before // data.train_dataloader().global_batch_size))
+    if steps != total_steps(trainer):
+        what = f"trainer.max_epochs={trainer.max_epochs} is not what it was in {file}: "
+        what += f"an epoch was {before:,} sequences, and is {now:,} now"
+        raise CheckpointError(what, "trainer.max_epochs", f"Give trainer.max_steps={steps} trainer.max_epochs=null.")
+    return [f"an epoch: {before:,} sequences in the checkpoint, {now:,} now"]
 
 
 def load_weights(run: Run) -> None:

@@ -33,7 +33,7 @@ class Result(NamedTuple):
 def describe(run: Run, compiled: bool) -> None:
     """Print what is about to be trained: data, model, optimization, device and run folder."""
     data, gpt, trainer = run.datamodule, run.system.gpt, run.trainer
-    sizes = ", ".join(f"{len(data.dataset(split)):,} {split}" for split in ("train", "val", "test"))
+    sizes = f"{data.epoch_size:,} train, {len(data.dataset('val')):,} val, {len(data.dataset('test')):,} test"
     choice = HydraConfig.get().runtime.choices.get("datamodule")
     console.print(
         f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}"

@@ -215,6 +215,20 @@ def test_every_process_reads_as_many_batches_in_order():
 # Windows
 
 
+@given(length=st.integers(2, 300), block_size=st.integers(1, 20), batch_size=st.integers(1, 20))
+def test_an_epoch_of_windows_covers_the_text_once(length: int, block_size: int, batch_size: int) -> None:
+    tokens = np.arange(max(length, block_size + 1))
+    at_random, in_order = (WindowDataset(tokens, block_size, stride) for stride in (1, block_size))
+    assert at_random.epoch_size == in_order.epoch_size == len(in_order)
+    loader = BatchLoader(at_random, batch_size, shuffle_seed=0)
+    assert len(loader) == max(1, len(in_order) // batch_size)
+    first, second = flat(numbers(loader)), flat(numbers(loader))
+    assert len(first) == len(second) == len(loader) * batch_size
+    if len(first + second) <= len(at_random):
+        assert len({*first, *second}) == len(first + second), "the next epoch draws other windows"
+    assert len(BatchLoader(at_random, 1)) == len(at_random), "in order, each of them once"
+
+
 @given(length=st.integers(2, 200), block_size=st.integers(1, 20))
 def test_evaluation_scores_every_token_once(length: int, block_size: int) -> None:
     length = max(length, block_size + 1)

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 
+from mingpt_lightning import LanguageModel
 from mingpt_lightning.checkpoint import read_checkpoint
-from tests.common import ROOT, SMALL, same, summary
+from mingpt_lightning.datamodule import WindowDataset
+from tests.common import ROOT, SMALL, log_of, same, summary
 
 TINY = (
     *(*SMALL, "model.dropout=0.1", "trainer=cpu"),
@@ -139,6 +141,35 @@ def test_other_versions_are_named(cli, monkeypatch):
     assert code == 0
     assert "now; the last bits may differ" in err
     assert "changed     pytorch_lightning: " in err
+
+
+def test_a_run_in_epochs_of_every_window_is_not_cut_short(cli, monkeypatch):
+    """Such as an earlier version began, whose checkpoints do not say how long an epoch is."""
+    Path("book.txt").write_text("the quick brown fox jumps over the lazy dog\n" * 5)
+    data = ("datamodule=chargpt", "datamodule.path=book.txt", "datamodule.block_size=8", "datamodule.batch_size=16")
+    data = (*TINY, *data, "trainer.limit_val_batches=1", "trainer.max_epochs=2", "datamodule.split=[0.8,0.1,0.1]")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(WindowDataset, "epoch_size", property(len))
+        metadata = LanguageModel.metadata
+        earlier.setattr(
+            LanguageModel, "metadata", lambda *given: {k: v for k, v in metadata(*given).items() if k != "epoch_size"}
+        )
+        assert cli(*data, "trainer.max_steps=-1", "callbacks.checkpoint.every_n_train_steps=7", "run_dir=whole")[0] == 0
+    shutil.copytree("whole", "run")
+    Path("run/checkpoints/last.ckpt").unlink()  # stopped after 14 steps
+    assert summary("whole")["steps"] == 2 * 10  # of the 168 windows
+    code, _, err = cli("run_dir=run", "resume=auto")
+    assert (code, len(err.splitlines())) == (3, 1)
+    assert "trainer.max_epochs=2 is not what it was in run/checkpoints/previous.ckpt" in err
+    assert "an epoch was 168 sequences, and is 22 now" in err
+    steps = "trainer.max_steps=20 trainer.max_epochs=null"
+    assert f"Give {steps}." in err
+    code, _, err = cli("run_dir=run", "resume=auto", *steps.split())
+    assert code == 0, err
+    assert "changed     an epoch: 168 sequences in the checkpoint, 22 now" in err
+    whole, resumed = (read_checkpoint(f"{folder}/checkpoints/last.ckpt") for folder in ("whole", "run"))
+    assert same(whole["state_dict"], resumed["state_dict"])
+    assert log_of("whole") == log_of("run")
 
 
 OLD = (

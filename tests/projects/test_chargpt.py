@@ -42,6 +42,12 @@ def test_splits_are_the_parts_of_the_text_in_order(book: Path) -> None:
     assert datamodule.tokenizer.decode(np.concatenate(parts).tolist()) == TEXT
 
 
+def test_an_epoch_is_as_many_windows_as_cover_the_text(book: Path) -> None:
+    datamodule = CharDataModule(str(book), block_size=8, batch_size=4)
+    assert datamodule.epoch_size == 102  # of 810 characters, at 802 places
+    assert len(datamodule.train_dataloader()) == 25
+
+
 def test_a_split_may_be_left_out(book: Path) -> None:
     datamodule = CharDataModule(str(book), split=[0.9, 0.1, 0.0])
     assert len(datamodule.dataset("test")) == 0
