@@ -50,6 +50,7 @@ RULES = {
     "seed": Rule((int,), 0, 2**32 - 1, null=False),
     "compile": Rule((bool, str), choices=(True, False, "auto")),
     "resume": Rule(choices=("auto", "must", "never")),
+    "model.block_size": Rule((int,), low=1),
     "optimizer.lr": Rule(low=1e-30, high=1e30),
     "trainer.max_steps": Rule((int,), low=-1, null=False),
     "trainer.accumulate_grad_batches": Rule((int,), low=1, null=False),

@@ -24,7 +24,7 @@ HARMLESS = ("datamodule.batch_size", "datamodule.cache_dir")
 
 SILENT = (
     *("task", "resume", "run_dir", "checkpoint", "choices", "config_dirs"),
-    *("trainer.default_root_dir", "callbacks.checkpoint.dirpath"),
+    *("trainer.default_root_dir", "callbacks.checkpoint.dirpath", "model.block_size"),
 )
 """Settings that don't affect the result, or that follow from another one; their change is not mentioned."""
 
@@ -101,6 +101,8 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         what = f"{file} is of another run: {'; '.join(wrong[:4])}{more}"
         fix = "Leave out what differs: a run takes its own settings. "
+        if [*lines] == ["model.block_size"]:  # pretrained models were once cropped to the data's
+            fix = f"Give model.block_size={saved['gpt']['block_size']}. "
         fix += f"Or start a new run from its weights: checkpoint={file} run_dir=NEW."
         raise CheckpointError(what, "resume", fix)
     versions = {"mingpt_lightning": saved["version"], **saved["environment"]}

@@ -70,7 +70,7 @@ def assemble_evaluation(cfg: DictConfig) -> Run:
     path, content = read_named(cfg)
     datamodule, system = build_datamodule(content, cfg), rebuild(content)
     gpt = system.gpt.config
-    if (datamodule.vocab_size, datamodule.block_size) != (gpt["vocab_size"], gpt["block_size"]):
+    if datamodule.vocab_size != gpt["vocab_size"] or datamodule.block_size > gpt["block_size"]:
         what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
         what += f"the checkpoint {gpt['vocab_size']} and {gpt['block_size']}"
         raise CheckpointError(what, "datamodule", "Leave out datamodule= to use the run's own data.")
@@ -79,14 +79,30 @@ def assemble_evaluation(cfg: DictConfig) -> Run:
 
 
 def build_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
-    """The GPT of a config, in the vocabulary and block size of the data."""
+    """The GPT of a config, in the vocabulary of the data.
+
+    Its positions are the config's, else a pretrained model's own, else the data's. Raises UserError where a sequence of
+    the data is longer.
+    """
+    sizes = {"vocab_size": datamodule.vocab_size}
+    if cfg.model.get("block_size") is None and not is_pretrained(cfg.model):
+        sizes["block_size"] = datamodule.block_size
     try:
-        return build(cfg.model, "model", vocab_size=datamodule.vocab_size, block_size=datamodule.block_size)
+        gpt = build(cfg.model, "model", **sizes)
+        check_length(datamodule, gpt)
+        return gpt
     except UserError as error:
         if error.where == "vocab_size" and is_pretrained(cfg.model):
             tokenizer = f"datamodule=text datamodule.tokenizer={cfg.model.name}"
             error.where, error.fix = "datamodule", f"Give the data the tokenizer of the model: {tokenizer}"
         raise
+
+
+def check_length(datamodule: SequenceDataModule, gpt: Any) -> None:
+    """Raise UserError for sequences that are longer than the positions of the model."""
+    if datamodule.block_size > gpt.block_size:
+        what = f"block_size={datamodule.block_size} is more than the {gpt.block_size} positions of the model"
+        raise UserError(what, "datamodule.block_size", f"Use {gpt.block_size} or less.")
 
 
 def build_system(cfg: DictConfig, gpt: Any, *parts: Any) -> LanguageModel:

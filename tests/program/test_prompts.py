@@ -15,7 +15,7 @@ import pytest
 
 from mingpt_lightning import GPT, BPETokenizer, LanguageModel
 from mingpt_lightning.completion import complete
-from tests.common import PRETRAINED, ROOT, Cli, summary
+from tests.common import PRETRAINED, ROOT, SMALL, TINY, Cli, summary
 
 GENERATE = ("task=generate", *PRETRAINED, "max_new_tokens=12")
 
@@ -148,10 +148,38 @@ def test_a_pretrained_model_is_tested_and_learns_on(cli: Cli) -> None:
     assert "bits per byte" in err
     system = LanguageModel.load_from_checkpoint("run")
     assert isinstance(system.tokenizer, BPETokenizer)
-    assert system.gpt.config["block_size"] == 16
+    assert system.gpt.config["block_size"] == 32, "short windows take no positions away"
+    assert cli("task=export", "checkpoint=run", "output=folder")[0] == 0
+    assert json.loads(Path("folder/config.json").read_text())["n_positions"] == 32
+    assert json.loads(Path("folder/tokenizer_config.json").read_text())["model_max_length"] == 32
     code, out, _ = cli("task=generate", "checkpoint=run", "prompt=the cat", "max_new_tokens=20")
     assert code == 0
     assert out.startswith("the cat")
     assert cli("task=test", "checkpoint=run", "run_dir=again")[0] == 0
     again = summary("again")["metrics"]
     assert again["test/loss"] == pytest.approx(after["test/loss"], abs=1e-6)
+
+
+@pytest.mark.usefixtures("model", "book")
+def test_positions_are_cropped_or_added_where_the_command_asks_for_it(cli: Cli) -> None:
+    text = (*TEXT_DATA, "datamodule=text", "datamodule.tokenizer=gpt", *TINY[3:], "trainer.limit_val_batches=1")
+    models = {"cropped": (*PRETRAINED, "model.block_size=20"), "longer": (*SMALL, "model.block_size=24"), "same": SMALL}
+    for run, model in models.items():
+        code, _, err = cli(*text, *model, f"run_dir={run}")
+        assert code == 0, err
+    sizes = [LanguageModel.load_from_checkpoint(run).gpt.block_size for run in models]
+    assert sizes == [20, 24, 16]
+    code, _, err = cli("run_dir=cropped", "resume=auto", "trainer.max_steps=7")
+    assert code == 0, err
+    code, _, err = cli("run_dir=longer", "resume=auto", "model.block_size=32")
+    assert (code, "block_size: 24 in the checkpoint, 32 now" in err) == (3, True)
+    assert "Give model.block_size=24" in err
+    for wrong, message in (
+        ((*PRETRAINED, "model.block_size=33"), "block_size=33 is more than the 32 positions of the model (model."),
+        ((*PRETRAINED, "model.block_size=9"), "block_size=16 is more than the 9 positions of the model (datamodule."),
+        (("model.block_size=9",), "block_size=16 is more than the 9 positions of the model (datamodule."),
+        (("model.block_size=0",), "model.block_size=0 is out of range (model.block_size). Use 1 or more"),
+        (("model.block_size=many",), "model.block_size=many is not an integer"),
+    ):
+        code, _, err = cli(*text, *wrong, "run_dir=wrong")
+        assert (code, message in err) == (2, True), err
