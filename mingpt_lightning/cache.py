@@ -22,12 +22,14 @@ class KVCache:
         self.memory = torch.empty((n_layer, 2, rows, n_head, size, head_size), dtype=dtype, device=device)
         self.layers = [tuple(layer) for layer in self.memory]  # of (keys, values), each (B, H, size, D)
         self.lengths = [0] * rows  # tokens in the cache
+        self.extended: list[int] = []  # the layers that have stored the newest tokens
 
     def advance(self, T: int) -> Tensor:
         """Reserve T more places in every row (1, where lengths differ); returns their positions, (B or 1, T)."""
         device, before = self.memory.device, self.lengths
         self.lengths = [length + T for length in before]
         self.used = max(self.lengths)
+        self.extended = []
         self.places: tuple[Any, ...]
         if len(set(before)) == 1:  # all rows write to and see the same places
             self.places = slice(None), slice(None), slice(before[0], self.used)
@@ -43,9 +45,15 @@ class KVCache:
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store the (B, H, T, D) keys and values of new tokens; returns those of all tokens so far, and a mask."""
+        self.extended.append(layer)
         keys, values = self.layers[layer]
         keys[self.places], values[self.places] = k, v
         return keys[:, :, : self.used], values[:, :, : self.used], self.mask
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each layer has stored the newest tokens, once: layers of one's own may know nothing of a cache."""
+        return self.extended == list(range(len(self.layers)))
 
     def copy(self, rows: Sequence[int], other: "KVCache", other_rows: Sequence[int]) -> None:
         """Copy `other_rows` of a cache of no greater size into `rows`."""

@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from mingpt_lightning.cache import KVCache
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.gpt import GPT
+from mingpt_lightning.structure import check_methods, takes_cache
 
 
 class Sampling(NamedTuple):
@@ -74,7 +75,7 @@ def generate(
     tokens: (B, T) int64, T at least 1; returns (B, T + new). Or a list of 1-D tensors of any lengths; returns a list.
     stop_tokens: a row ends with the first of them that it generates. In a list it is that much shorter; in a tensor the
     token is repeated to the end of the longest row. use_cache: False recomputes everything for each token; the result
-    is the same.
+    is the same. A model with a layer that keeps nothing in the cache is computed without one.
 
     Raises UserError for an empty prompt, an unknown token, a bad option, or weights that are not finite.
     """
@@ -113,6 +114,7 @@ def decode(
     None counts within this batch. The GPT runs in evaluation mode, and is in its own mode while the caller has control.
     """
     sampling.validate()
+    check_methods(gpt)
     check_prompts(prompts, gpt.config["vocab_size"])
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise UserError(f"max_new_tokens={max_new_tokens} is not possible", "max_new_tokens", "Use 0 or more.")
@@ -151,7 +153,7 @@ class Rows:
             for row, prompt in enumerate(prompts):
                 self.seen[row, list(prompt)] = True
         size = min(gpt.block_size, max(self.ends) + max_new_tokens)
-        self.cache = gpt.new_cache(len(prompts), size) if use_cache else None
+        self.cache = gpt.new_cache(len(prompts), size) if use_cache and takes_cache(gpt) else None
         self.stale = list(range(len(prompts)))  # rows whose context is not in the cache
 
     def hidden(self) -> Tensor:
@@ -184,7 +186,10 @@ class Rows:
             part, self.cache.lengths = self.cache, [0] * len(distinct)
         elif self.cache is not None:
             part = self.gpt.new_cache(len(distinct), max(lengths))
-        hidden = self.gpt.hidden(padded, part)[range(len(distinct)), [length - 1 for length in lengths]]
+        states = self.gpt.hidden(padded) if part is None else self.gpt.hidden(padded, part)
+        hidden = states[range(len(distinct)), [length - 1 for length in lengths]]
+        if part is not None and not part.is_complete:
+            self.cache = None
         if self.cache is not None and part is not None:
             part.lengths = lengths
             if part is not self.cache:

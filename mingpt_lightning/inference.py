@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from mingpt_lightning.device import NARROW, fast_dtype
 from mingpt_lightning.errors import UserError, nearest
-from mingpt_lightning.gpt import GPT
+from mingpt_lightning.gpt import GPT, MLP, CausalSelfAttention
+from mingpt_lightning.structure import has_plain_head, is_exactly
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -38,8 +39,35 @@ class PackedLinear(nn.Module):
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.after)
 
 
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this torch and this processor have a packed layout for matrices of this dtype."""
+    ops = torch.ops.mkldnn
+    if not hasattr(ops, "_reorder_linear_weight"):
+        return False
+    return dtype != torch.bfloat16 or bool(ops._is_mkldnn_bf16_supported())
+
+
+def pack_layers(module: Any) -> None:
+    """Pack the linear layers of an attention or MLP in place, if it is this library's own; other modules are kept."""
+    if is_exactly(module, CausalSelfAttention):
+        module.qkv, module.proj = pack(module.qkv), pack(module.proj)
+    elif is_exactly(module, MLP):
+        gelu = module.activation
+        gelu_tanh = is_exactly(gelu, nn.GELU) and gelu.approximate == "tanh" and is_exactly(module.fc, nn.Linear)
+        module.fc, module.proj = pack(module.fc, gelu_tanh), pack(module.proj)
+        if gelu_tanh:
+            module.activation = nn.Identity()
+
+
+def pack(layer: nn.Module, gelu_tanh: bool = False) -> nn.Module:
+    """A linear layer as a PackedLinear, any other layer as it is."""
+    return PackedLinear(cast(nn.Linear, layer), gelu_tanh) if is_exactly(layer, nn.Linear) else layer
+
+
 def optimize_for_inference(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> GPT:
     """Make a GPT generate faster, in place, on its device; it can't be trained or saved any more.
+
+    Layers of one's own stay as they are.
 
     dtype: of the weights; "auto" is `fast_dtype`. Raises UserError for another one.
     """
@@ -47,14 +75,11 @@ def optimize_for_inference(gpt: GPT, dtype: Literal["auto", "float32", "bfloat16
         raise UserError(f"dtype={dtype} is not possible", "dtype", nearest(str(dtype), ["auto", *DTYPES]))
     device, n_embd = gpt.token_embedding.weight.device, gpt.config["n_embd"]
     gpt.to(fast_dtype(device, n_embd) if dtype == "auto" else DTYPES[dtype]).requires_grad_(False).eval()
-    if device.type == "cpu" and n_embd >= NARROW and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        gelu_tanh = gpt.config["activation"] == "gelu_tanh"
-        for block in cast(Any, gpt.blocks):
-            block.attn.qkv, block.attn.proj = PackedLinear(block.attn.qkv), PackedLinear(block.attn.proj)
-            block.mlp.fc, block.mlp.proj = PackedLinear(block.mlp.fc, gelu_tanh), PackedLinear(block.mlp.proj)
-            if gelu_tanh:
-                block.mlp.activation = nn.Identity()
-        cast(Any, gpt).head = PackedLinear(gpt.head)
+    if device.type == "cpu" and n_embd >= NARROW and can_pack(gpt.token_embedding.weight.dtype):
+        for module in list(gpt.modules()):
+            pack_layers(module)
+        if has_plain_head(gpt):
+            cast(Any, gpt).head = PackedLinear(gpt.head)
     return gpt
 
 

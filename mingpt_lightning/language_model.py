@@ -26,8 +26,9 @@ from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
-from mingpt_lightning.restore import class_name, is_plain, metadata, own_arguments, restore
+from mingpt_lightning.restore import is_plain, metadata, own_arguments, restore
 from mingpt_lightning.shuffle import mix
+from mingpt_lightning.structure import check_methods, class_name
 from mingpt_lightning.tokenizer import Tokenizer
 
 
@@ -58,6 +59,7 @@ class LanguageModel(pl.LightningModule):
         config: dict[str, Any] | None = None,
     ):
         super().__init__()
+        check_methods(gpt)
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
         self.gpt = gpt.train()  # a pretrained one is in evaluation mode, and Lightning would leave it there
         self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -84,6 +84,9 @@ class Softcap(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         return self.cap * torch.tanh(logits / self.cap)
 
+    def extra_repr(self) -> str:
+        return f"cap={self.cap}"
+
 
 T = TypeVar("T")
 

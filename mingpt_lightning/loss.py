@@ -4,15 +4,16 @@ At 2,048 tokens of GPT-2's vocabulary, logits, their float32 copy, their logarit
 chunks of `LOGITS` they take 0.4 GB at any batch size, in the same time.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-if TYPE_CHECKING:
-    from mingpt_lightning.gpt import GPT
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.structure import has_plain_head
 
 LOGITS = {"cpu": 2**25}
 """The most logits in memory at once, by type of device; DEFAULT_LOGITS for all other types."""
@@ -24,17 +25,25 @@ def chunk_rows(device: torch.device, vocab_size: int) -> int:
     return max(1, LOGITS.get(device.type, DEFAULT_LOGITS) // vocab_size)
 
 
-def cross_entropy_sum(gpt: "GPT", hidden: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy_sum(gpt: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     """The loss of `gpt.logits(hidden)` in nats, summed over the targets that aren't -100.
 
-    hidden: (B, T, C), targets: (B, T). The gradient flows into hidden states and head.
+    hidden: (B, T, C), targets: (B, T). The gradient flows into hidden states and head. A head of one's own computes its
+    logits a second time in the backward pass.
     """
     hidden, targets = hidden.flatten(0, 1), targets.flatten()
     rows = chunk_rows(hidden.device, gpt.config["vocab_size"])
     if len(hidden) <= rows or not torch.is_grad_enabled():
         return F.cross_entropy(gpt.logits(hidden).float(), targets, reduction="sum")
-    chunks = -(-len(hidden) // rows)
-    return ChunkedCrossEntropy.apply(hidden, gpt.head.weight, targets, gpt.softcap, -(-len(hidden) // chunks))
+    rows = -(-len(hidden) // -(-len(hidden) // rows))  # as many chunks, alike
+    if has_plain_head(gpt):
+        return ChunkedCrossEntropy.apply(hidden, gpt.head.weight, targets, gpt.softcap, rows)
+
+    def chunk_sum(states: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(gpt.logits(states).float(), wanted, reduction="sum")
+
+    chunks = zip(hidden.split(rows), targets.split(rows), strict=True)
+    return torch.stack([checkpoint(chunk_sum, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
+from mingpt_lightning.structure import check_exportable, without_memory
 
 if TYPE_CHECKING:
     from mingpt_lightning.tokenizer import Tokenizer
@@ -108,8 +108,7 @@ def from_pretrained(
         raise UserError(f"{name} has {tokens} tokens and the data has {vocab_size}", "vocab_size", fix)
     if dtype not in DTYPES:
         raise UserError(f"dtype={dtype} cannot hold weights", "dtype", "Use torch.float32 or torch.bfloat16.")
-    with torch.device("meta"), NoInit():  # shapes without memory; the weights take their places below
-        gpt = GPT(**arguments if dropout is None else arguments | {"dropout": dropout})
+    gpt = without_memory(arguments if dropout is None else arguments | {"dropout": dropout})
     weights = read_weights(repository, gpt, dtype)
     gpt.load_state_dict(weights | {"head.weight": weights["token_embedding.weight"]}, assign=True)
     gpt.head.weight = gpt.token_embedding.weight  # which assigning has separated
@@ -118,13 +117,6 @@ def from_pretrained(
     if vocab_size is not None and vocab_size != tokens:
         gpt.grow_vocabulary(vocab_size)
     return gpt.eval()
-
-
-class NoInit(TorchFunctionMode):
-    """Skips random initialisation. On the meta device it would make torch import 70 MB of its compiler."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return None if getattr(function, "__name__", "") == "normal_" else function(*args, **kwargs or {})
 
 
 def gpt_arguments(path: Path) -> dict[str, Any]:
@@ -228,6 +220,7 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         if ours[name] != value:
             fix = "Only models with the layers of GPT-2 can be exported."
             raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", name, fix)
+    check_exportable(gpt)
     activations = [name for name, activation in ACTIVATIONS.items() if activation == ours["activation"]]
     if not activations:
         what = f"transformers has no activation={ours['activation']}"

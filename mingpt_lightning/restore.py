@@ -19,23 +19,13 @@ from mingpt_lightning import (
 from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.storage import KEY
+from mingpt_lightning.structure import class_name, own_layers
 from mingpt_lightning.tokenizer import Tokenizer
 
 System = TypeVar("System", bound=pl.LightningModule)
 
 FORMAT = 2
 """The version of what is under KEY; files of a higher one are refused."""
-
-
-def class_name(cls: type) -> str:
-    """The full name of a class."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def own_layers(gpt: torch.nn.Module) -> list[str]:
-    """The classes of a model, itself included, that are neither this library's nor torch's."""
-    names = {class_name(type(module)) for module in gpt.modules()}
-    return sorted(name for name in names if not name.startswith(("mingpt_lightning.", "torch.")))
 
 
 def is_plain(value: Any) -> bool:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mingpt_lightning"
 ROOMS = {
     "what everything may use": ("errors", "files", "console", "device", "signals", "text", "shuffle"),
     "text and tokens": ("hub", "tokenizer", "bpe"),
-    "the model, in pure torch": ("layers", "cache", "gpt", "loss"),
+    "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
     "data, optimizers, metrics": ("objective", "optim", "muon", "datamodule", "metrics"),
     "training with Lightning": (
