@@ -21,7 +21,6 @@ from mingpt_lightning.checkpoint import Checkpoint
 from mingpt_lightning.cli.build import build, build_callbacks, build_trainer
 from mingpt_lightning.cli.fit import check_batches
 from mingpt_lightning.cli.restore import gpt_maker, is_pretrained
-from mingpt_lightning.cli.resume import load_weights
 from mingpt_lightning.cli.run import assemble, build_system
 from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import IGNORE, Batch
@@ -60,8 +59,6 @@ class Trial:
         self.device = self.trainer.strategy.root_device
         check_batches(self.run)
         build_callbacks(cfg.callbacks, self.run.system.metric_names(), logging=True)  # for the mistakes in them
-        if cfg.checkpoint is not None:
-            load_weights(self.run)
         self.steps = total_steps(self.trainer)
         self.run.system.to(self.device)
         self.trainer.precision_plugin.convert_module(self.run.system)

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from mingpt_lightning.averages import ends_with_averages
 from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint, why_it_ended
 from mingpt_lightning.cli.config import program
-from mingpt_lightning.cli.resume import continue_from, find_resumable, load_weights
+from mingpt_lightning.cli.resume import continue_from, find_resumable
 from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
 from mingpt_lightning.console import console
@@ -33,13 +33,13 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         resumed, notes = find_resumable(folder, cfg.resume)
         for note in notes:
             console.print(f"note: {note}", markup=False)
-        run = assemble(cfg)
+        run = assemble(cfg, resumed=resumed)
         run.system.started = started
         check_batches(run)
         if resumed is not None:
             continue_from(run, resumed)
-        elif cfg.checkpoint is not None:
-            load_weights(run)
+        elif run.checkpoint is not None:
+            console.print(f"weights     {run.checkpoint}, step {run.steps:,}", markup=False)
         describe(run, compile_if_asked(run))
         save_config(cfg, folder)
         try:

@@ -132,8 +132,17 @@ def build_datamodule(content: dict[str, Any], cfg: DictConfig) -> SequenceDataMo
     if not any(item.startswith("datamodule=") and item != choice for item in overrides):
         node = section(content, "datamodule")
         node.update({name: cfg.datamodule[name] for name in given if name in cfg.datamodule})
-    vocabulary = content[KEY]["tokenizer"]["arguments"]  # not through the config, which would resolve "${" in it
-    return build(node, "datamodule", **{k: v for k, v in vocabulary.items() if k in node and k not in given})
+    return build(node, "datamodule", **vocabulary(content, node))
+
+
+def vocabulary(content: dict[str, Any], node: DictConfig) -> dict[str, Any]:
+    """The arguments of a checkpoint's vocabulary, except those that a section sets otherwise than the run did.
+
+    Not through the config, which would resolve "${" in a vocabulary.
+    """
+    arguments = (content[KEY]["tokenizer"] or {}).get("arguments", {})
+    saved = content[KEY]["config"].get("datamodule", {})
+    return {name: value for name, value in arguments.items() if name in node and node[name] == saved.get(name)}
 
 
 def read_system(cfg: DictConfig) -> LanguageModel:

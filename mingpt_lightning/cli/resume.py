@@ -5,13 +5,12 @@ from typing import Any
 
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.cli.build import leads_to
-from mingpt_lightning.cli.restore import named_checkpoint
 from mingpt_lightning.cli.run import Run, is_first_process
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.loop_state import total_steps
-from mingpt_lightning.restore import check_model, class_name
+from mingpt_lightning.restore import class_name
 from mingpt_lightning.storage import find_corruption
 
 INVALIDATING = (
@@ -101,8 +100,6 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         what = f"{file} is of another run: {'; '.join(wrong[:4])}{more}"
         fix = "Leave out what differs: a run takes its own settings. "
-        if [*lines] == ["model.block_size"]:  # pretrained models were once cropped to the data's
-            fix = f"Give model.block_size={saved['gpt']['block_size']}. "
         fix += f"Or start a new run from its weights: checkpoint={file} run_dir=NEW."
         raise CheckpointError(what, "resume", fix)
     versions = {"mingpt_lightning": saved["version"], **saved["environment"]}
@@ -127,23 +124,6 @@ def check_epochs(saved: dict[str, Any], run: Run, file: Path) -> list[str]:
         what += f"an epoch was {before:,} sequences, and is {now:,} now"
         raise CheckpointError(what, "trainer.max_epochs", f"Give trainer.max_steps={steps} trainer.max_epochs=null.")
     return [f"an epoch: {before:,} sequences in the checkpoint, {now:,} now"]
-
-
-def load_weights(run: Run) -> None:
-    """Start from the weights of the checkpoint that the command line names; model and vocabulary must be the same."""
-    file = named_checkpoint(run.cfg.checkpoint)
-    content = read_checkpoint(file)
-    ours, theirs = run.system.metadata(), content[KEY]
-    lines = [f"{name}: {a} in the checkpoint, {b} now" for name, a, b in differences(theirs["gpt"], ours["gpt"])]
-    lines = [line for line in lines if not line.startswith("dropout:")]
-    if theirs["tokenizer"] != ours["tokenizer"]:
-        lines.append("another vocabulary")
-    if lines:
-        what = f"the weights of {file} are of another model: {'; '.join(lines)}"
-        raise CheckpointError(what, "checkpoint", "Give the model and data of its run.")
-    check_model(run.system.gpt, theirs)
-    run.system.load_state_dict(content["state_dict"])
-    console.print(f"weights     {file}, step {content['global_step']:,}", markup=False)
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[tuple[str, Any, Any]]:

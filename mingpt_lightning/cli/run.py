@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
 from mingpt_lightning.cli.own_settings import folders_of
 from mingpt_lightning.cli.restore import build_datamodule, check_classes, is_pretrained, read_named, rebuild
+from mingpt_lightning.cli.start import read_start, start_data, start_model, start_system
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
@@ -40,17 +41,27 @@ class Run:
     steps: int = 0
 
 
-def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callback] | None = None) -> Run:
+def assemble(
+    cfg: DictConfig,
+    *,
+    training: bool = True,
+    callbacks: list[pl.Callback] | None = None,
+    resumed: Path | None = None,
+) -> Run:
     """Everything that a config describes, built in order. `training=False` leaves callbacks and loggers out.
 
-    callbacks: more of them. Whatever the config gets wrong ends here in one line, before anything is written.
+    callbacks: more of them. resumed: the checkpoint that the run goes on from. Whatever the config gets wrong ends here
+    in one line, before anything is written.
     """
     check_classes(cfg)
     pl.seed_everything(cfg.seed, verbose=False)
-    datamodule: SequenceDataModule = build(cfg.datamodule, "datamodule")
-    gpt = build_model(cfg, datamodule)
+    start = read_start(cfg, resumed)
+    datamodule = start_data(cfg, start)
+    gpt = start_model(cfg, datamodule, start)
     optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
     system = build_system(cfg, gpt, optimizer, scheduler, datamodule.tokenizer)
+    if start is not None:
+        start_system(system, start)
     system.make_optimizer()  # a mistake in its arguments is found now
     loggers = build_each(cfg.logger, "logger") if training else []
     hooks = build_callbacks(cfg.callbacks, system.metric_names(), bool(loggers)) if training else []
@@ -58,7 +69,8 @@ def assemble(cfg: DictConfig, *, training: bool = True, callbacks: list[pl.Callb
     trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *(callbacks or [])], logger=loggers or False)
     datamodule.trainer = trainer  # these two: so that the number of steps is known before training
     trainer.datamodule = datamodule  # type: ignore[attr-defined]
-    return Run(cfg, run_folder(), datamodule, system, trainer)
+    source = (None, 0) if start is None else (start.file, start.content["global_step"])
+    return Run(cfg, run_folder(), datamodule, system, trainer, *source)
 
 
 def assemble_evaluation(cfg: DictConfig) -> Run:
@@ -76,33 +88,6 @@ def assemble_evaluation(cfg: DictConfig) -> Run:
         raise CheckpointError(what, "datamodule", "Leave out datamodule= to use the run's own data.")
     trainer = build_trainer(cfg.trainer, gpt["n_embd"], callbacks=[], logger=False)
     return Run(cfg, run_folder(), datamodule, system, trainer, path, content["global_step"])
-
-
-def build_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
-    """The GPT of a config, in the vocabulary of the data.
-
-    Its positions are the config's, else a pretrained model's own, else the data's. Raises UserError where a sequence of
-    the data is longer.
-    """
-    sizes = {"vocab_size": datamodule.vocab_size}
-    if cfg.model.get("block_size") is None and not is_pretrained(cfg.model):
-        sizes["block_size"] = datamodule.block_size
-    try:
-        gpt = build(cfg.model, "model", **sizes)
-        check_length(datamodule, gpt)
-        return gpt
-    except UserError as error:
-        if error.where == "vocab_size" and is_pretrained(cfg.model):
-            tokenizer = f"datamodule=text datamodule.tokenizer={cfg.model.name}"
-            error.where, error.fix = "datamodule", f"Give the data the tokenizer of the model: {tokenizer}"
-        raise
-
-
-def check_length(datamodule: SequenceDataModule, gpt: Any) -> None:
-    """Raise UserError for sequences that are longer than the positions of the model."""
-    if datamodule.block_size > gpt.block_size:
-        what = f"block_size={datamodule.block_size} is more than the {gpt.block_size} positions of the model"
-        raise UserError(what, "datamodule.block_size", f"Use {gpt.block_size} or less.")
 
 
 def build_system(cfg: DictConfig, gpt: Any, *parts: Any) -> LanguageModel:

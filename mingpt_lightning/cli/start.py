@@ -1,0 +1,112 @@
+"""What a new run starts from: another run's weights, positions and vocabulary, a pretrained model, or nothing."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from mingpt_lightning.checkpoint import read_checkpoint
+from mingpt_lightning.cli.build import build
+from mingpt_lightning.cli.config import locate
+from mingpt_lightning.cli.restore import gpt_maker, is_pretrained, named_checkpoint, vocabulary
+from mingpt_lightning.datamodule import SequenceDataModule
+from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.restore import class_name, load_rest, restore_parts
+from mingpt_lightning.storage import KEY
+
+
+class Start(NamedTuple):
+    """A checkpoint that a run starts from: its file, and its content."""
+
+    file: Path
+    content: dict[str, Any]
+
+
+def read_start(cfg: DictConfig, resumed: Path | None) -> Start | None:
+    """The checkpoint that a config starts from, if it names one; for a run that is resumed, the run's own.
+
+    Nor is a pretrained model needed any more where a run is resumed.
+    """
+    if cfg.checkpoint is None and not (resumed and is_pretrained(cfg.model)):
+        return None
+    file = resumed or named_checkpoint(cfg.checkpoint)
+    return Start(file, read_checkpoint(file))
+
+
+def start_data(cfg: DictConfig, start: Start | None) -> SequenceDataModule:
+    """The datamodule of a config, in the vocabulary that the run starts from.
+
+    Raises CheckpointError where the config gives it another one.
+    """
+    datamodule: SequenceDataModule
+    if start is None:
+        datamodule = build(cfg.datamodule, "datamodule")
+        return datamodule
+    known = start.content[KEY]["tokenizer"]
+    datamodule = build(cfg.datamodule, "datamodule", **vocabulary(start.content, cfg.datamodule))
+    if known is None or meaning(known) != meaning(datamodule.tokenizer.state()):
+        what = f"the data has another vocabulary than {start.file}"
+        fix = "Leave out what gives it one: a run starts with the checkpoint's."
+        raise CheckpointError(what, "datamodule", fix)
+    return datamodule
+
+
+def meaning(tokenizer: dict[str, Any]) -> dict[str, Any]:
+    """What says which text a token id stands for, in the state of a tokenizer: all but how others are treated."""
+    arguments = {name: value for name, value in tokenizer["arguments"].items() if name != "on_unknown"}
+    return {**tokenizer, "arguments": arguments}
+
+
+def start_model(cfg: DictConfig, datamodule: SequenceDataModule, start: Start | None) -> GPT:
+    """The GPT of a config, with the weights that the run starts from.
+
+    Its positions are the config's, else those that it starts with, else the data's. Raises UserError where a sequence
+    of the data is longer, CheckpointError for another model than the checkpoint's.
+    """
+    try:
+        gpt: GPT = new_model(cfg, datamodule) if start is None else loaded_model(cfg.model, *start)
+    except UserError as error:
+        if error.where == "vocab_size" and is_pretrained(cfg.model):
+            tokenizer = f"datamodule=text datamodule.tokenizer={cfg.model.name}"
+            error.where, error.fix = "datamodule", f"Give the data the tokenizer of the model: {tokenizer}"
+        raise
+    if datamodule.block_size > gpt.block_size:
+        what = f"block_size={datamodule.block_size} is more than the {gpt.block_size} positions of the model"
+        raise UserError(what, "datamodule.block_size", f"Use {gpt.block_size} or less.")
+    return gpt
+
+
+def new_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
+    """A GPT from scratch or a pretrained one, in the vocabulary of the data."""
+    sizes = {"vocab_size": datamodule.vocab_size}
+    if cfg.model.get("block_size") is None and not is_pretrained(cfg.model):
+        sizes["block_size"] = datamodule.block_size
+    return build(cfg.model, "model", **sizes)
+
+
+def loaded_model(model: DictConfig, file: Path, content: dict[str, Any]) -> GPT:
+    """The GPT of a checkpoint, of a section's class and with its dropout; cropped to its block_size, if it has one."""
+    ours = content[KEY]
+    before = {**ours["gpt"], "name": ours["config"].get("model", {}).get("name")}
+    compared = [name for name in model if name in before and name not in ("dropout", "block_size")]
+    lines = [f"{n!s}: {before[n]} in the checkpoint, {model[n]} now" for n in compared if model[n] != before[n]]
+    if lines:
+        what = f"the weights of {file} are of another model: {'; '.join(lines)}"
+        raise CheckpointError(what, "checkpoint", "Leave out what differs: a run starts with the checkpoint's model.")
+    changed = {} if model.get("dropout") is None else {"dropout": model.dropout}
+    parts, _ = restore_parts({**content, KEY: {**ours, "gpt": {**ours["gpt"], **changed}}}, gpt_maker(model))
+    gpt: GPT = parts["gpt"]
+    if model.get("block_size") is not None:
+        try:
+            gpt.crop_block_size(model.block_size)
+        except UserError as error:
+            raise locate(error, model, "model") from error
+    return gpt
+
+
+def start_system(system: LanguageModel, start: Start) -> None:
+    """Load what a LightningModule has beside its GPT, unless the checkpoint's is of another class."""
+    if start.content[KEY].get("system", class_name(LanguageModel)) == class_name(type(system)):
+        load_rest(system, start.content["state_dict"], system.strict_loading)
