@@ -8,13 +8,15 @@ function of (seed, step), so memory doesn't grow with the data, and the batch of
 import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mingpt_lightning.dataset import Batch as Batch
+from mingpt_lightning.dataset import SequenceDataset, content_hash, epoch_size
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.shuffle import mix, permute
 from mingpt_lightning.tokenizer import Tokenizer
@@ -26,21 +28,6 @@ TOKENS_AT_ONCE = 2**16
 """How many tokens a loader computes together: below this, numpy's overhead per call dominates."""
 
 Split = Literal["train", "val", "test"]
-Batch = tuple[Tensor, Tensor]
-"""(inputs, targets), both (B, T) int64; a target of IGNORE takes no loss."""
-
-
-class SequenceDataset(Protocol):
-    """A numbered collection of training sequences.
-
-    One with an attribute `epoch_size` has an epoch of that many sequences at random, instead of each once.
-    """
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: Tensor) -> Batch:
-        """The batch of these indices, (B,) int64 in [0, len)."""
-        ...
 
 
 class WindowDataset:
@@ -80,11 +67,6 @@ class WindowDataset:
         return inputs, targets
 
 
-def epoch_size(dataset: SequenceDataset) -> int:
-    """How many sequences of a dataset are an epoch of training."""
-    return int(getattr(dataset, "epoch_size", len(dataset)))
-
-
 def check_split(split: Sequence[float]) -> None:
     """Raise UserError for fractions of training, validation and test that don't add up to 1."""
     if len(split) != 3 or min(split) < 0 or not split[0] or abs(sum(split) - 1) > 1e-6:
@@ -120,6 +102,9 @@ class SequenceDataModule(pl.LightningDataModule):
     tokenizer: Tokenizer
     block_size: int
 
+    sources: ClassVar[tuple[str, ...]] = ("path", "train_path", "val_path", "test_path", "data_dir")
+    """Constructor arguments that say where the data is: where its `fingerprint` is the same, so is the data."""
+
     def __init__(self, batch_size: int, seed: int = 0):
         super().__init__()
         require_positive(batch_size=batch_size)
@@ -137,8 +122,11 @@ class SequenceDataModule(pl.LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash that identifies the data: of each split's length, and of sequences spread over it."""
-        digest = hashlib.sha256()
+        """A hash that identifies the data: of each split's length, of sequences spread over it, and of its arrays.
+
+        The last comes after the others, which an earlier version had alone.
+        """
+        digest, contents = hashlib.sha256(), []
         for split in get_args(Split):
             dataset = self.dataset(split)
             digest.update(f"{split} {len(dataset)}".encode())
@@ -146,7 +134,8 @@ class SequenceDataModule(pl.LightningDataModule):
                 places = torch.linspace(0, len(dataset) - 1, 64, dtype=torch.float64).long()
                 for tensor in dataset[places]:
                     digest.update(tensor.numpy().tobytes())
-        return digest.hexdigest()
+            contents.append(content_hash(dataset))
+        return digest.hexdigest() + (hashlib.sha256(str(contents).encode()).hexdigest() if any(contents) else "")
 
     @cached_property
     def epoch_size(self) -> int:

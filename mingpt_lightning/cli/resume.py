@@ -61,7 +61,8 @@ def find_resumable(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
 def continue_from(run: Run, file: Path) -> None:
     """Say from where a run resumes and what has changed; raise CheckpointError where that would be wrong."""
     content = read_checkpoint(file)
-    lines = check_resumable(content, run.system.metadata(run.datamodule), file) + check_epochs(content[KEY], run, file)
+    now, sources = run.system.metadata(run.datamodule), run.datamodule.sources
+    lines = check_resumable(content, now, file, sources) + check_epochs(content[KEY], run, file)
     console.print(f"resuming    {file}, step {content['global_step']:,}", markup=False)
     for line in lines:
         console.print(f"changed     {line}", markup=False)
@@ -70,11 +71,14 @@ def continue_from(run: Run, file: Path) -> None:
         last.replace(last.with_suffix(".ckpt.damaged"))
 
 
-def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) -> list[str]:
+def check_resumable(
+    content: dict[str, Any], now: dict[str, Any], file: Path, sources: tuple[str, ...] = ()
+) -> list[str]:
     """The differences between a checkpoint's run and this one that are worth a line.
 
-    content: the checkpoint. now: what this run would put under KEY. Raises CheckpointError for a difference that
-    invalidates a resume, and for a file with weights only.
+    content: the checkpoint. now: what this run would put under KEY. sources: the arguments that say where the data is,
+    which may differ where the data doesn't. Raises CheckpointError for a difference that invalidates a resume, and for
+    a file with weights only.
     """
     if "optimizer_states" not in content:
         fix = f"Use them as initial weights of a new run: checkpoint={file} with another run_dir=."
@@ -93,9 +97,12 @@ def check_resumable(content: dict[str, Any], now: dict[str, Any], file: Path) ->
         lines.setdefault(f"model.{name}", f"{name}: {before} in the checkpoint, {after} now")
     if saved["tokenizer"] != now["tokenizer"]:
         lines["datamodule.tokenizer"] = "another vocabulary"
-    if saved["data"] != now["data"]:
+    harmless = [*HARMLESS]
+    if str(now["data"]).startswith(str(saved["data"])):  # of an earlier version, the first part
+        harmless += [f"datamodule.{name}" for name in sources]
+    else:
         lines["datamodule.data"] = "other data: its fingerprint has changed"
-    wrong = [line for name, line in lines.items() if below(name, INVALIDATING) and name not in HARMLESS]
+    wrong = [line for name, line in lines.items() if below(name, INVALIDATING) and not below(name, (*harmless,))]
     if wrong:
         more = f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""
         what = f"{file} is of another run: {'; '.join(wrong[:4])}{more}"

@@ -32,6 +32,8 @@ class CharDataModule(SequenceDataModule):
     vocabulary.
     """
 
+    sources = ("path", "url", "sha256")
+
     def __init__(
         self,
         path: str | None = None,

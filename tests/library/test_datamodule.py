@@ -6,6 +6,7 @@ import pickle
 import tracemalloc
 from collections.abc import Iterable
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import pytest
@@ -210,6 +211,53 @@ def test_every_process_reads_as_many_batches_in_order():
     loader.load_state_dict({"sequences": 15})
     assert len(list(loader)) == 2, "the rest of an epoch"
     assert len(list(loader)) == 5, "and then whole ones"
+
+
+# Fingerprints
+
+
+class Held(NumbersDataModule):
+    """Numbers that its datasets hold: 3,000 a split, and a name that says where they are from."""
+
+    def __init__(self, numbers: Any, path: str = ""):
+        super().__init__(8)
+        self.numbers, self.path = numbers, path
+
+    def dataset(self, split: Split) -> Any:
+        dataset = Numbers(3000)
+        dataset.held, dataset.path = self.numbers, self.path
+        return dataset
+
+
+def test_a_fingerprint_is_of_all_that_is_held_and_not_of_where_it_is() -> None:
+    tokens = np.arange(3000)
+    for make in (
+        lambda tokens: tokens,
+        lambda tokens: tokens.astype(np.uint16)[::-1],
+        torch.from_numpy,
+        lambda tokens: torch.from_numpy(tokens).float().bfloat16(),
+        np.ndarray.tolist,
+        lambda tokens: {"documents": [tokens[:99].tolist(), tokens[99:].tolist()]},
+        lambda tokens: torch.utils.data.Subset(torch.utils.data.TensorDataset(torch.from_numpy(tokens)), [1]),
+    ):
+        other = tokens.copy()
+        other[99] = 0
+        fingerprints = [Held(make(tokens), path).fingerprint for path in ("here", "there")]
+        assert len({*fingerprints}) == 1
+        assert Held(make(other)).fingerprint != fingerprints[0]
+        assert fingerprints[0].startswith(Held(None).fingerprint), "as earlier versions had it"
+
+
+def test_a_huge_array_is_hashed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mingpt_lightning.dataset.WHOLE", 4096)
+    monkeypatch.setattr("mingpt_lightning.dataset.PIECE", 256)
+    tokens = np.arange(3000)
+    before, ends = Held(tokens).fingerprint, []
+    for place in (0, 2999):
+        other = tokens.copy()
+        other[place] += 1
+        ends.append(Held(other).fingerprint)
+    assert len({before, *ends}) == 3
 
 
 # Windows

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 
+import projects
 from mingpt_lightning import LanguageModel
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.datamodule import WindowDataset
@@ -82,6 +83,58 @@ def test_other_data_under_the_same_name_is_refused(cli):
     Path("book.txt").write_text("the quick brown fox jumps over the lazy dog!\n" * 50)
     code, _, err = cli(*arguments, "resume=auto")
     assert (code, "another vocabulary" in err) == (3, True)
+
+
+MOVED = """
+from mingpt_lightning import CharTokenizer
+from mingpt_lightning.datamodule import SequenceDataModule, WindowDataset
+
+class Moved(SequenceDataModule):
+    def __init__(self, path, val_path, seed=0):
+        super().__init__(8, seed)
+        self.tokenizer, self.block_size = CharTokenizer("\\n abcdefghijklmnopqrstuvwxyz"), 8
+        self.files = {"train": path, "val": val_path, "test": val_path}
+
+    def dataset(self, split):
+        with open(self.files[split]) as file:
+            tokens = self.tokenizer.encode_array(file.read())
+        return WindowDataset(tokens, 8, 1 if split == "train" else 8)
+"""
+
+
+@pytest.mark.parametrize("data", ["chargpt", "text", "moved"])
+def test_the_same_text_at_another_path_is_the_same_data(cli, monkeypatch, data):
+    text = "the quick brown fox jumps over the lazy dog\n" * 50
+    for name in ("here/a.txt", "here/b.txt", "there/c.txt", "there/d.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    before, after, options = ["datamodule.path=here/a.txt"], ["datamodule.path=there/c.txt"], []
+    if data == "moved":
+        for folder, name, content in (
+            ("projects/moved", "datamodule.py", MOVED),
+            (
+                "conf/datamodule",
+                "moved.yaml",
+                "_target_: projects.moved.datamodule.Moved\npath: null\nval_path: null\n",
+            ),
+        ):
+            Path(folder).mkdir(parents=True)
+            Path(folder, name).write_text(content)
+        monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(Path("projects").absolute())])
+        before, after = [*before, "datamodule.val_path=here/b.txt"], [*after, "datamodule.val_path=there/d.txt"]
+        options = ["--config-dir", str(Path("conf").absolute())]
+    else:
+        before.append("datamodule.block_size=8")
+    code, _, err = cli(*options, *TINY, f"datamodule={data}", *before, "trainer.limit_val_batches=2")
+    assert code == 0, err
+    shutil.rmtree("here")
+    code, _, err = cli("run_dir=run", "resume=auto", "trainer.max_steps=13", *after)
+    assert code == 0, err
+    assert "resuming    run/checkpoints/last.ckpt, step 12" in err
+    assert "changed     datamodule.path: here/a.txt in the checkpoint, there/c.txt now" in err
+    Path("there/c.txt").write_text(text.replace("dog", "god", 1))
+    code, _, err = cli("run_dir=run", "resume=auto", "trainer.max_steps=14", *after)
+    assert (code, "other data: its fingerprint has changed" in err, len(err.splitlines())) == (3, True, 1)
 
 
 def test_resuming_falls_back_to_the_newest_good_file_and_says_so(cli):

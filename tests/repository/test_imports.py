@@ -17,7 +17,7 @@ ROOMS = {
     "text and tokens": ("hub", "tokenizer", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
-    "data, optimizers, metrics": ("objective", "optim", "muon", "datamodule", "metrics"),
+    "data, optimizers, metrics": ("objective", "optim", "muon", "dataset", "datamodule", "metrics"),
     "training with Lightning": (
         "averages",
         "storage",
