@@ -112,7 +112,7 @@ class Samples(pl.Callback):
         if system.tokenizer is None or datamodule is None:
             return
         if system.tokenizer.answer_length is not None:
-            batch = datamodule.dataset("val")[torch.arange(min(self.n, len(datamodule.dataset("val"))))]
+            batch = datamodule.sequences("val")[torch.arange(min(self.n, len(datamodule.sequences("val"))))]
             for text, right in system.solve(batch):
                 console.print(f"  {text}  {'right' if right else 'wrong'}", style="dim", markup=False)
         else:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mingpt_lightning.dataset import Batch as Batch
-from mingpt_lightning.dataset import SequenceDataset, content_hash, epoch_size
+from mingpt_lightning.dataset import SequenceDataset, as_sequences, content_hash, epoch_size
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.shuffle import mix, permute
 from mingpt_lightning.tokenizer import Tokenizer
@@ -117,8 +117,15 @@ class SequenceDataModule(pl.LightningDataModule):
         return self.tokenizer.vocab_size
 
     def dataset(self, split: Split) -> SequenceDataset:
-        """The sequences of one split. No sequence is in two of them."""
+        """The sequences of one split. No sequence is in two of them.
+
+        A torch dataset, with one example at an integer, will do too.
+        """
         raise NotImplementedError
+
+    def sequences(self, split: Split) -> SequenceDataset:
+        """`dataset`, which makes whole batches here whatever it is."""
+        return as_sequences(self.dataset(split), self.block_size)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -128,7 +135,7 @@ class SequenceDataModule(pl.LightningDataModule):
         """
         digest, contents = hashlib.sha256(), []
         for split in get_args(Split):
-            dataset = self.dataset(split)
+            dataset = self.sequences(split)
             digest.update(f"{split} {len(dataset)}".encode())
             if len(dataset):
                 places = torch.linspace(0, len(dataset) - 1, 64, dtype=torch.float64).long()
@@ -140,7 +147,7 @@ class SequenceDataModule(pl.LightningDataModule):
     @cached_property
     def epoch_size(self) -> int:
         """How many sequences are an epoch of training."""
-        return epoch_size(self.dataset("train"))
+        return epoch_size(self.sequences("train"))
 
     def loader(self, dataset: SequenceDataset, batch_size: int, shuffle_seed: int | None = None) -> "BatchLoader":
         """A loader for this process; with n processes, a global batch has n times `batch_size` sequences."""
@@ -148,7 +155,7 @@ class SequenceDataModule(pl.LightningDataModule):
         return BatchLoader(dataset, batch_size, shuffle_seed, rank, world_size)
 
     def train_dataloader(self) -> "BatchLoader":
-        return self.loader(self.dataset("train"), self.batch_size, shuffle_seed=self.seed)
+        return self.loader(self.sequences("train"), self.batch_size, shuffle_seed=self.seed)
 
     def val_dataloader(self) -> "BatchLoader":
         return self.evaluation_dataloader("val")
@@ -158,7 +165,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
     def evaluation_dataloader(self, split: Split) -> "BatchLoader":
         """Every sequence of a split once, in order; short sequences in larger batches, as there are no gradients."""
-        return self.loader(self.dataset(split), max(self.batch_size, 16384 // self.block_size))
+        return self.loader(self.sequences(split), max(self.batch_size, 16384 // self.block_size))
 
 
 class BatchLoader:
@@ -181,6 +188,7 @@ class BatchLoader:
         rank: int = 0,
         world_size: int = 1,
     ):
+        dataset = as_sequences(dataset)
         if not len(dataset):
             raise UserError("there is no sequence in the data", "split", "Give more data, or a larger split.")
         self.dataset = dataset

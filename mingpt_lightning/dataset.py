@@ -1,4 +1,7 @@
-"""What a datamodule may give as a dataset, and a hash of its content."""
+"""What a datamodule may give as a dataset: whole batches by index, or single examples, as torch has them.
+
+Also a hash of what a dataset holds.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -7,9 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
+
+from mingpt_lightning.errors import UserError
 
 Batch = tuple[Tensor, Tensor]
 """(inputs, targets), both (B, T) int64; a target of IGNORE takes no loss."""
+
+INTEGERS = (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.int32, torch.int64)
 
 WHOLE, PIECE = 2**30, 2**20
 """Bytes up to which an array is hashed whole; of a larger one, as many in all, in pieces spread over it."""
@@ -28,7 +36,84 @@ class SequenceDataset(Protocol):
         ...
 
 
-def epoch_size(dataset: SequenceDataset) -> int:
+class ExampleDataset:
+    """A dataset with one example, (inputs, targets) of (T,) token ids, at an integer; collated by torch.
+
+    Slower than one that makes whole batches. Raises UserError for an example of another form.
+    """
+
+    def __init__(self, examples: Any):
+        self.examples = examples
+        self.epoch_size = epoch_size(examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, indices: Tensor) -> Batch:
+        chosen = [self.examples[index] for index in indices.tolist()]
+        try:
+            batch = default_collate(chosen)
+        except (RuntimeError, TypeError) as error:  # of other types, or of different lengths
+            shapes = sorted({describe(example) for example in chosen})
+            raise self.unexpected(" and ".join(shapes[:2])) from error
+        if not is_batch(batch, len(indices), INTEGERS):
+            raise self.unexpected(describe(chosen[0]))
+        inputs, targets = batch
+        return inputs.long(), targets.long()
+
+    def unexpected(self, found: str) -> UserError:
+        """The error for examples of another form than expected."""
+        what = f"the examples of {type(self.examples).__name__} are {found}"
+        fix = "Expected of dataset[index]: (inputs, targets), two tensors of T token ids each, T the same for all."
+        return UserError(what, "dataset", fix)
+
+
+def as_sequences(dataset: Any, block_size: int | None = None) -> SequenceDataset:
+    """A dataset itself, if it makes whole batches; else one that makes them of its examples.
+
+    Raises UserError for what is neither, and for sequences of more than `block_size` tokens.
+    """
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        fix = "Expected: an object with a length, and with (inputs, targets) at dataset[index]."
+        raise UserError(f"a {type(dataset).__name__} is no dataset", "dataset", fix)
+    sequences: SequenceDataset = dataset
+    if len(dataset) and not isinstance(dataset, ExampleDataset):
+        two = torch.tensor([0, len(dataset) - 1])
+        try:
+            if not is_batch(dataset[two], 2, (torch.int64,)):
+                sequences = ExampleDataset(dataset)
+        except Exception:  # whatever an index of another type leads to
+            sequences = ExampleDataset(dataset)
+            sequences[two]  # its errors are shown with the first one
+    if len(dataset) and block_size is not None:
+        length = sequences[torch.zeros(1, dtype=torch.long)][0].shape[1]
+        if length > block_size:
+            what = f"the sequences of {type(dataset).__name__} have {length} tokens, more than block_size={block_size}"
+            raise UserError(what, "block_size", f"Give the datamodule block_size={length}.")
+    return sequences
+
+
+def is_batch(value: Any, rows: int, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether a value is (inputs, targets), both (rows, T), of one of these types."""
+    if not isinstance(value, tuple | list) or not all(isinstance(part, Tensor) for part in value):
+        return False
+    shapes = {tuple(part.shape) for part in value}
+    good = len(shapes) == 1 and all(len(shape) == 2 and shape[0] == rows and shape[1] for shape in shapes)
+    return len(value) == 2 and good and all(part.dtype in dtypes for part in value)
+
+
+def describe(example: Any) -> str:
+    """An example in a few words."""
+    if isinstance(example, dict):
+        return f"a dict of {', '.join(map(str, list(example)[:5]))}"
+    if isinstance(example, tuple | list):
+        return f"({', '.join(map(describe, example[:3]))}{', …' * (len(example) > 3)})"
+    if isinstance(example, Tensor | np.ndarray):
+        return f"{str(example.dtype).removeprefix('torch.')} of shape {tuple(example.shape)}"
+    return type(example).__name__
+
+
+def epoch_size(dataset: Any) -> int:
     """How many sequences of a dataset are an epoch of training."""
     return int(getattr(dataset, "epoch_size", len(dataset)))
 

@@ -78,7 +78,7 @@ def evaluate_best(run: Run) -> Result:
             if callback.best_metrics:
                 system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
                 metrics |= callback.best_metrics
-    if len(data.dataset("test")):
+    if len(data.sequences("test")):
         results = trainer.test(system, datamodule=data, verbose=False)
         metrics |= results[0] if results else {}
     return Result("fit", metrics, steps, checkpoint, ended)

@@ -122,7 +122,7 @@ def check_epochs(saved: dict[str, Any], run: Run, file: Path) -> list[str]:
     saved: what the checkpoint holds under KEY. Raises CheckpointError where the training would have another length.
     """
     data, trainer = run.datamodule, run.trainer
-    before, now = saved.get("epoch_size", len(data.dataset("train"))), data.epoch_size
+    before, now = saved.get("epoch_size", len(data.sequences("train"))), data.epoch_size
     if before == now:
         return []
     steps = total_steps(trainer, max(1, before // data.train_dataloader().global_batch_size))

@@ -33,7 +33,7 @@ class Result(NamedTuple):
 def describe(run: Run, compiled: bool) -> None:
     """Print what is about to be trained: data, model, optimization, device and run folder."""
     data, gpt, trainer = run.datamodule, run.system.gpt, run.trainer
-    sizes = f"{data.epoch_size:,} train, {len(data.dataset('val')):,} val, {len(data.dataset('test')):,} test"
+    sizes = f"{data.epoch_size:,} train, {len(data.sequences('val')):,} val, {len(data.sequences('test')):,} test"
     choice = HydraConfig.get().runtime.choices.get("datamodule")
     console.print(
         f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}"
@@ -82,7 +82,7 @@ def report(run: Run, result: Result) -> None:
     console.print()
     split = "test" if "test/loss" in metrics else "val"
     if f"{split}/exact_match" in metrics:
-        dataset = data.dataset(split)  # type: ignore[arg-type]
+        dataset = data.sequences(split)  # type: ignore[arg-type]
         results = run.system.solve(dataset[torch.arange(min(len(dataset), 1000))])
         console.print(f"{split} exact match  {metrics[f'{split}/exact_match']:.1%}", style="bold")
         for name, kind in (("right", True), ("wrong", False)):
@@ -111,7 +111,7 @@ def suggest(run: Run) -> None:
     command = f"{program()} task=generate checkpoint={shlex.quote(str(run.folder))}"
     tokenizer = run.datamodule.tokenizer
     if tokenizer.answer_length is not None:
-        inputs, _ = run.datamodule.dataset("val")[torch.arange(1)]
+        inputs, _ = run.datamodule.sequences("val")[torch.arange(1)]
         prompt = tokenizer.decode(inputs[0, : 1 - tokenizer.answer_length].tolist()).strip(" =->")
         command += f' prompt="{prompt}"'
     console.print(f"try it      {command}", markup=False)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, LanguageModel
+from projects.adder.datamodule import AdderDataModule
 from tests.common import PRETRAINED, TINY, Canary, Cli, MakeGPT
 
 RUNS = [
@@ -259,3 +260,14 @@ def test_a_key_without_its_section_is_named_with_it(cli, given, meant):
     code, _, err = cli(given)
     assert (code, len(err.splitlines())) == (2, 1)
     assert f"Did you mean '{meant}'?" in err
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_a_dataset_of_another_form_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch, split: str) -> None:
+    usual = AdderDataModule.dataset
+    dicts = [{"input_ids": [1, 2, 3], "labels": [2, 3, 4]}] * 9
+    monkeypatch.setattr(AdderDataModule, "dataset", lambda self, part: dicts if part == split else usual(self, part))
+    code, _, err = cli(*TINY, "run_dir=run")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "error: the examples of list are a dict of input_ids, labels (dataset). Expected of dataset[index]: " in err
+    assert not Path("run").exists()
