@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def test_attention_that_looks_ahead_is_found_also_where_branches_start_at_zero(
 def test_a_parameter_without_a_gradient_is_found(cli: CLI, monkeypatch: pytest.MonkeyPatch) -> None:
     real = GPT.__init__
 
+    @wraps(real)
     def init(self: GPT, *args: object, **sizes: object) -> None:
         real(self, *args, **sizes)  # type: ignore[arg-type]
         self.forgotten = nn.Parameter(torch.ones(3))
