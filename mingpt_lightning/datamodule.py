@@ -155,7 +155,13 @@ class SequenceDataModule(pl.LightningDataModule):
         return BatchLoader(dataset, batch_size, shuffle_seed, rank, world_size)
 
     def train_dataloader(self) -> "BatchLoader":
-        return self.loader(self.sequences("train"), self.batch_size, shuffle_seed=self.seed)
+        loader = self.loader(self.sequences("train"), self.batch_size, shuffle_seed=self.seed)
+        if self.trainer and (share := self.trainer.overfit_batches):  # type: ignore[attr-defined]
+            loader.distinct = max(1, int(share * len(loader))) if isinstance(share, float) else share
+        if self.trainer and self.trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            before = self.trainer.fit_loop.epoch_loop.batch_progress.total.ready  # batches that were trained
+            loader.step = before
+        return loader
 
     def val_dataloader(self) -> "BatchLoader":
         return self.evaluation_dataloader("val")
@@ -175,6 +181,8 @@ class BatchLoader:
     Shuffled: an endless stream of permutations of the indices, cut into batches that are all full, also where
     batch_size is more than the dataset has. Which index comes when is a pure function of (shuffle_seed, step). One
     iteration yields `len` batches, an epoch of the dataset's `epoch_size`, and the next one continues where it ended.
+
+    `distinct` is how many batches there are, over and over, to overfit to; None for no limit.
 
     Each of `world_size` processes yields `batch_size` sequences of every global batch: together they see what one
     process with a batch of world_size * batch_size would see.
@@ -197,6 +205,7 @@ class BatchLoader:
         self.rank = rank
         self.global_batch_size = batch_size * world_size
         self.step = 0
+        self.distinct: int | None = None
         self.resumed = False
         length = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1]
         self.steps_at_once = max(1, TOKENS_AT_ONCE // (batch_size * length))
@@ -228,8 +237,8 @@ class BatchLoader:
     def indices(self, step: int, steps: int = 1) -> np.ndarray:
         """The indices of the sequences of `steps` steps from a step on: (steps * batch_size,) int64."""
         size = len(self.dataset)
-        first = step * self.global_batch_size + self.rank * self.batch_size
-        starts = np.arange(first, first + steps * self.global_batch_size, self.global_batch_size)
+        numbers = np.arange(step, step + steps) % (self.distinct or step + steps)
+        starts = numbers * self.global_batch_size + self.rank * self.batch_size
         places = (starts[:, None] + np.arange(self.batch_size)).ravel()
         if self.shuffle_seed is None:
             return places[places < size]

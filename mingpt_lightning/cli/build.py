@@ -11,22 +11,31 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 
 from mingpt_lightning.checkpoint import Checkpoint, check_mode
+from mingpt_lightning.cli.annotations import check_values
+from mingpt_lightning.cli.complaints import complaint
 from mingpt_lightning.cli.config import locate
+from mingpt_lightning.cli.limits import check_machine
 from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
 
 ALLOWED = (
     *("mingpt_lightning.", "projects.", "torch.optim.", "pytorch_lightning.Trainer"),
     *(f"pytorch_lightning.{part}." for part in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
+    "lightning_fabric.plugins.",  # where some of these are defined
 )
 """What a `_target_` may be. Nothing else is imported or called."""
+
+WITHOUT_EFFECT = {
+    "limit_predict_batches": "there is no task that predicts",
+    "model_registry": "it uploads the checkpoints of a callback of Lightning's, and these are others",
+}
+"""Arguments of the Trainer that nothing here would read."""
 
 
 def check_targets(node: Any, where: str) -> None:
@@ -92,12 +101,7 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
     except Exception as error:  # whatever the target raises about its arguments: they come from the config
         if known_error := resource_error(error):
             raise known_error from error
-        message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, ImportError):
-            raise UserError(message, where, "Install what is missing, or choose another.") from error
-        given = [item for item in HydraConfig.get().overrides.task if item.startswith(f"{where}.")]
-        given = [item for item in given if item.partition("=")[0].rpartition(".")[2] in message] or given[:3]
-        raise UserError(message, ", ".join(given) or where, "Correct its arguments.") from error
+        raise complaint(error, where) from error
 
 
 def check_parameters(node: DictConfig, where: str, arguments: dict[str, Any]) -> None:
@@ -111,6 +115,8 @@ def check_parameters(node: DictConfig, where: str, arguments: dict[str, Any]) ->
     if not open_ended and (unknown := sorted(keys - signature.parameters.keys())):
         known = sorted(signature.parameters.keys() - arguments.keys())
         raise UserError(f"unknown key '{where}.{unknown[0]}'", where, nearest(unknown[0], known))
+    values: Any = OmegaConf.to_container(node, resolve=True)
+    check_values(get_object(node._target_), {key: values[key] for key in keys - arguments.keys()}, where)
     if node.get("_partial_") or "_args_" in node:
         return
     try:
@@ -158,6 +164,13 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
         settings.precision = fast_precision(settings.accelerator, n_embd)
     if (settings.max_steps, settings.get("max_epochs"), settings.get("max_time")) == (-1, None, None):
         settings.max_epochs = 1000  # Lightning's default, which it sets only when training begins
+    for name in {*settings} & {"logger", "callbacks"}:
+        raise UserError(f"{name} is a section of its own", f"trainer.{name!s}", f"Use {name!s}=NAME.")
+    for name, why in WITHOUT_EFFECT.items():
+        if settings.get(name) is not None:
+            raise UserError(f"trainer.{name}={settings[name]} has no effect: {why}", f"trainer.{name}", "Leave it out.")
+    if settings.get("min_steps") is not None and settings.get("min_epochs") is None:
+        settings.min_epochs = 0  # Lightning would insist on a whole epoch too
     set_threads(n_embd)
     keep_memory()
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -166,6 +179,7 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         what = f"trainer.strategy={settings.strategy} trains in processes that hand back little more than the weights"
         raise UserError(what, "trainer.strategy", "Use trainer.strategy=ddp, which starts this program anew in each.")
+    check_machine(trainer)
     return trainer
 
 

@@ -19,7 +19,7 @@ from rich.filesize import decimal
 
 from mingpt_lightning.checkpoint import Checkpoint
 from mingpt_lightning.cli.build import build, build_callbacks, build_trainer
-from mingpt_lightning.cli.fit import check_batches
+from mingpt_lightning.cli.limits import check_limits
 from mingpt_lightning.cli.restore import gpt_maker, is_pretrained
 from mingpt_lightning.cli.run import assemble, build_system
 from mingpt_lightning.console import console
@@ -57,7 +57,7 @@ class Trial:
         self.sizes = self.gpt.config
         self.pretrained = cfg.checkpoint is not None or is_pretrained(cfg.model)
         self.device = self.trainer.strategy.root_device
-        check_batches(self.run)
+        check_limits(self.trainer, self.run.datamodule, "train", "val", "test")
         build_callbacks(cfg.callbacks, self.run.system.metric_names(), logging=True)  # for the mistakes in them
         self.steps = total_steps(self.trainer)
         self.run.system.to(self.device)

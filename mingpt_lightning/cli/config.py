@@ -60,7 +60,9 @@ RULES = {
     "trainer.gradient_clip_val": Rule(low=0),
     "trainer.limit_train_batches": Rule((int, float), low=1e-9),
     **{f"trainer.limit_{name}_batches": LIMIT for name in ("val", "test", "predict")},
-    **{f"trainer.{name}": Rule((int,)) for name in ("max_epochs", "min_epochs", "min_steps")},
+    "trainer.max_epochs": Rule((int,), low=-1),
+    **{f"trainer.{name}": Rule((int,), low=0) for name in ("min_epochs", "min_steps")},
+    "trainer.max_time": Rule((dict, str)),
     "trainer.devices": Rule((int, str, list)),
     "trainer.fast_dev_run": Rule((int, bool)),
 }
@@ -152,7 +154,7 @@ def check_rule(key: str, value: Any, rule: Rule) -> None:
 def check_type(key: str, value: Any, default: Any) -> None:
     """Raise UserError when a value has neither the type of its default nor one of its rule. None means 'off'."""
     types = RULES.get(key, Rule()).types
-    if value is None or (default is None and not types):
+    if value is None or (default is None and not types) or (OmegaConf.is_dict(value) and "_target_" in value):
         return
     kind = list if OmegaConf.is_list(default) else dict if OmegaConf.is_dict(default) else type(default)
     accepted = {float: (int, float), str: (str, int, float, bool), type(None): ()}.get(kind, (kind,)) + types

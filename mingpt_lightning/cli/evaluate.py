@@ -2,9 +2,11 @@
 
 from omegaconf import DictConfig
 
+from mingpt_lightning.cli.limits import check_limits
 from mingpt_lightning.cli.run import assemble_evaluation, named_folder, save_config
 from mingpt_lightning.cli.summary import Result, report, write_summary
 from mingpt_lightning.console import console
+from mingpt_lightning.datamodule import Split
 from mingpt_lightning.errors import ResourceError, UserError
 
 
@@ -16,7 +18,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     """
     run = assemble_evaluation(cfg)
     run.system.started = started
-    split = "val" if cfg.task == "validate" else "test"
+    split: Split = "val" if cfg.task == "validate" else "test"
+    check_limits(run.trainer, run.datamodule, split)
     evaluate = run.trainer.validate if split == "val" else run.trainer.test
     found = evaluate(run.system, datamodule=run.datamodule, verbose=False)
     if not found:

@@ -5,12 +5,15 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 
 from omegaconf import DictConfig
 
 from mingpt_lightning.averages import ends_with_averages
 from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint, why_it_ended
+from mingpt_lightning.cli.complaints import complaints
 from mingpt_lightning.cli.config import program
+from mingpt_lightning.cli.limits import check_limits
 from mingpt_lightning.cli.resume import continue_from, find_resumable
 from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
@@ -35,7 +38,7 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
             console.print(f"note: {note}", markup=False)
         run = assemble(cfg, resumed=resumed)
         run.system.started = started
-        check_batches(run)
+        check_limits(run.trainer, run.datamodule, "train", "val", "test")
         if resumed is not None:
             continue_from(run, resumed)
         elif run.checkpoint is not None:
@@ -43,7 +46,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         describe(run, compile_if_asked(run))
         save_config(cfg, folder)
         try:
-            run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
+            with complaints(run.trainer, cfg), contextlib.redirect_stdout(sys.stderr):
+                run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
         except Stopped as stop:
             if run.system.tokens_seen and run.trainer.is_global_zero:
                 result = Result("fit", {}, run.trainer.global_step, None, signal.Signals(stop.number).name)
@@ -82,19 +86,6 @@ def evaluate_best(run: Run) -> Result:
         results = trainer.test(system, datamodule=data, verbose=False)
         metrics |= results[0] if results else {}
     return Result("fit", metrics, steps, checkpoint, ended)
-
-
-def check_batches(run: Run) -> None:
-    """Raise UserError for counts that exceed the batches of an epoch, which Lightning would ignore."""
-    trainer, batches = run.trainer, len(run.datamodule.train_dataloader())
-    accumulated, interval = trainer.accumulate_grad_batches, trainer.val_check_interval
-    if accumulated > batches:
-        what = f"trainer.accumulate_grad_batches={accumulated:,} is more than the {batches:,} batches of an epoch"
-        raise UserError(what, "trainer.accumulate_grad_batches", f"Use {batches:,} or less.")
-    if trainer.check_val_every_n_epoch is not None and isinstance(interval, int) and interval > batches:
-        what = f"trainer.val_check_interval={interval:,} is more than the {batches:,} batches of an epoch"
-        fix = "Lower it, or count across epochs with trainer.check_val_every_n_epoch=null."
-        raise UserError(what, "trainer.val_check_interval", fix)
 
 
 def compile_if_asked(run: Run) -> bool:

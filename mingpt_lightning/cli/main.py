@@ -58,6 +58,7 @@ NOISE = (
     "SWA is currently only supported every epoch",  # it replaces the schedule, which is by step
     "Checkpoint directory .* exists and is not empty",  # of a resumed run
     "Be aware that when using `ckpt_path`",  # that a callback was switched off is said as a changed setting
+    "You are trying to `self.log",  # with barebones=true
     "The number of training batches",  # that log_every_n_steps is more than an epoch does no harm
 )
 
@@ -164,6 +165,7 @@ def launch(cfg: DictConfig) -> float | None:
                 started = import_module("mingpt_lightning.cli.run").process_start()
         for name in ("pytorch_lightning", "lightning_fabric", "lightning", "matplotlib"):
             logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no news of fonts
+        logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # a report was asked for
         logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
         with warnings.catch_warnings():
             for message in NOISE:

@@ -13,7 +13,11 @@ from tests.common import PRETRAINED, TINY, Canary, Cli, MakeGPT
 
 RUNS = [
     (("compile=perhaps",), 2, "compile=perhaps is not possible (compile). Use true, false or auto."),
-    (("model=gpt-modern-pico", "model.position=rotaryy"), 2, "rotaryy is not known (model.position). Did you mean"),
+    (
+        ("model=gpt-modern-pico", "model.position=rotaryy"),
+        2,
+        "(model.position). Did you mean 'rotary'?",
+    ),
     (("optimizer=muon", "optimizer.lr=0.0"), 2, "optimizer.lr=0.0 is out of range (optimizer.lr). Use above 0."),
     (("model=gtp2",), 2, "Did you mean 'gpt2'?"),
     (("model.n_layerr=4",), 2, "Did you mean 'n_layer'?"),

@@ -28,8 +28,9 @@ ROOMS = {
         "callbacks",
     ),
     "the program, with Hydra": (
-        *("cli.sweep", "cli.__init__", "cli.config", "cli.own_settings", "cli.build", "cli.restore", "cli.start"),
-        *("cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export", "cli.generate"),
+        *("cli.sweep", "cli.__init__", "cli.config", "cli.own_settings", "cli.annotations"),
+        *("cli.complaints", "cli.limits", "cli.build", "cli.restore", "cli.start", "cli.run"),
+        *("cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export", "cli.generate"),
         *("cli.check", "cli.help", "cli.main", "__main__"),
     ),
 }
