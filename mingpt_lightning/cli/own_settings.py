@@ -44,12 +44,12 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def kept(overrides: Iterable[str], given: Iterable[str]) -> list[str]:
+def kept(overrides: list[str], given: dict[str, str]) -> list[str]:
     """The overrides that the command line doesn't replace: by the same key, or by another choice for its group.
 
     All choices of trainer have the same keys, so these stay.
     """
-    replaced = {*given} - {"trainer"}
+    replaced = {key for key, value in given.items() if f"{key}={value}" not in overrides} - {"trainer"}
     same = {key_of(item) for item in overrides} & {*given}
     return [i for i in overrides if key_of(i) not in same and key_of(i).partition(".")[0] not in replaced]
 

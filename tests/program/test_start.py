@@ -55,6 +55,9 @@ def test_another_text_is_read_in_the_vocabulary_of_the_run(cli: Cli, data: tuple
 @pytest.mark.usefixtures("texts")
 def test_a_new_run_may_change_dropout_and_windows_but_not_the_model(cli: Cli) -> None:
     assert cli(*SMALL, *FEW, *CHARS, "datamodule.path=fox.txt", "run_dir=first")[0] == 0
+    code, _, err = cli("checkpoint=first", *FEW, CHARS[0], "run_dir=named", "trainer.max_steps=1")
+    assert code == 0, err
+    assert LanguageModel.load_from_checkpoint("named").config["datamodule"]["path"] == "fox.txt", "the same choice"
     still = ("trainer.max_steps=1", "optimizer.lr=1e-30", "trainer.val_check_interval=1")
     changes = ("model.dropout=0.1", "datamodule.block_size=8", "datamodule.split=[0.8,0.1,0.1]")
     code, _, err = cli("checkpoint=first", *FEW, *still, *changes, "run_dir=new")
