@@ -121,7 +121,7 @@ class SequenceDataModule(pl.LightningDataModule):
 
         A torch dataset, with one example at an integer, will do too.
         """
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} has no dataset(split)", "dataset", "Define that method.")
 
     def sequences(self, split: Split) -> SequenceDataset:
         """`dataset`, which makes whole batches here whatever it is."""

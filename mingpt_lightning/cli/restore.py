@@ -132,7 +132,16 @@ def build_datamodule(content: dict[str, Any], cfg: DictConfig) -> SequenceDataMo
     if not any(item.startswith("datamodule=") and item != choice for item in overrides):
         node = section(content, "datamodule")
         node.update({name: cfg.datamodule[name] for name in given if name in cfg.datamodule})
-    return build(node, "datamodule", **vocabulary(content, node))
+    return make_datamodule(node, **vocabulary(content, node))
+
+
+def make_datamodule(node: Any, **arguments: Any) -> SequenceDataModule:
+    """The datamodule of a section. Raises UserError for one that the program can't train on."""
+    datamodule = build(node, "datamodule", **arguments)
+    if not isinstance(datamodule, SequenceDataModule):
+        what = f"{node._target_} is not derived from SequenceDataModule"
+        raise UserError(what, "datamodule._target_", "Derive it: class Mine(SequenceDataModule).")
+    return datamodule
 
 
 def vocabulary(content: dict[str, Any], node: DictConfig) -> dict[str, Any]:

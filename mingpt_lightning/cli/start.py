@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.cli.build import build
 from mingpt_lightning.cli.config import locate
-from mingpt_lightning.cli.restore import gpt_maker, is_pretrained, named_checkpoint, vocabulary
+from mingpt_lightning.cli.restore import gpt_maker, is_pretrained, make_datamodule, named_checkpoint, vocabulary
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
@@ -40,12 +40,10 @@ def start_data(cfg: DictConfig, start: Start | None) -> SequenceDataModule:
 
     Raises CheckpointError where the config gives it another one.
     """
-    datamodule: SequenceDataModule
     if start is None:
-        datamodule = build(cfg.datamodule, "datamodule")
-        return datamodule
+        return make_datamodule(cfg.datamodule)
     known = start.content[KEY]["tokenizer"]
-    datamodule = build(cfg.datamodule, "datamodule", **vocabulary(start.content, cfg.datamodule))
+    datamodule = make_datamodule(cfg.datamodule, **vocabulary(start.content, cfg.datamodule))
     if known is None or meaning(known) != meaning(datamodule.tokenizer.state()):
         what = f"the data has another vocabulary than {start.file}"
         fix = "Leave out what gives it one: a run starts with the checkpoint's."

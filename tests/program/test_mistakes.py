@@ -3,11 +3,14 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, LanguageModel
+from mingpt_lightning.datamodule import SequenceDataModule
 from projects.adder.datamodule import AdderDataModule
 from tests.common import PRETRAINED, TINY, Canary, Cli, MakeGPT
 
@@ -275,3 +278,18 @@ def test_a_dataset_of_another_form_is_one_line(cli: Cli, monkeypatch: pytest.Mon
     assert (code, len(err.splitlines())) == (2, 1)
     assert "error: the examples of list are a dict of input_ids, labels (dataset). Expected of dataset[index]: " in err
     assert not Path("run").exists()
+
+
+def test_a_datamodule_of_another_kind_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(**_: Any) -> pl.LightningDataModule:
+        return pl.LightningDataModule()
+
+    plain.__module__, plain.__qualname__ = "projects.adder.datamodule", "plain"
+    for name, value, message in (
+        ("AdderDataModule.dataset", SequenceDataModule.dataset, "AdderDataModule has no dataset(split) (dataset)"),
+        ("AdderDataModule", plain, "AdderDataModule is not derived from SequenceDataModule (datamodule._target_)"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"projects.adder.datamodule.{name}", value)
+            code, _, err = cli(*TINY, "run_dir=run")
+        assert (code, message in err, len(err.splitlines())) == (2, True, 1), err
