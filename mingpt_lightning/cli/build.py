@@ -127,6 +127,10 @@ def check_parameters(node: DictConfig, where: str, arguments: dict[str, Any]) ->
 
 def build_each(section: DictConfig, where: str) -> list[Any]:
     """The objects of a section of named ones; those set to null are left out."""
+    for name, node in section.items():
+        if isinstance(node, DictConfig) and "_target_" not in node:
+            others = [str(other) for other in section if other != name]
+            raise UserError(f"unknown key '{where}.{name!s}', which names no class", where, nearest(str(name), others))
     return [build(node, f"{where}.{name!s}") for name, node in section.items() if node is not None]
 
 

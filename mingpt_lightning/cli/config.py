@@ -23,6 +23,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
+from mingpt_lightning.cli.signatures import keys_of
 from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
 from mingpt_lightning.objective import direction, solved
 from mingpt_lightning.optim import lr_for_width
@@ -111,11 +112,18 @@ def check_config(cfg: DictConfig) -> None:
     values: list[Override] = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
         (groups if override.key_or_group in choices else values).append(override)
+    for group in ("task", "experiment"):
+        if isinstance(cfg.get(group), DictConfig):
+            what = f"{group}={choices[group]} does nothing: its keys are in a section of their own"
+            raise UserError(what, group, "Make '# @package _global_' the first line of its file.")
+    if choices.get("experiment"):
+        default = compose([f"task={choices['task']}"])
+        if unknown := {*map(str, cfg)} - {*map(str, default)} - {*choices} - {item.key_or_group for item in values}:
+            raise unknown_key(min(unknown), default, f"experiment={choices['experiment']}")
     if values:
         default = compose([str(override.input_line) for override in groups])
         for key in set(cfg) - set(default):
-            known = set(map(str, default)) - {"hydra"}
-            raise UserError(f"unknown key '{key}'", "command line", nearest(str(key), known))
+            raise unknown_key(str(key), default, "command line")
         for override in values:
             name, given = override.key_or_group, override.value()
             if isinstance(given, float) and not math.isfinite(given):
@@ -175,11 +183,10 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and cause.parent_node is not None:
         known = [str(key) for key in cause.parent_node if key not in ("_target_", "hydra")]
         if isinstance(cause.parent_node, DictConfig) and cause.full_key == str(cause.key):  # at top level
-            sections = {str(name): node for name, node in cause.parent_node.items_ex(resolve=False)}
-            inside = [name for name, node in sections.items() if isinstance(node, DictConfig) and cause.key in node]
-            if places := [f"'{name}.{cause.key}'" for name in inside if name != "hydra"]:
-                fix = f"Did you mean {' or '.join(places)}?"
-                return UserError(f"unknown key '{cause.key}'", "command line", fix)
+            return unknown_key(str(cause.key), cause.parent_node, "command line")
+        if isinstance(cause.parent_node, DictConfig) and "_target_" in cause.parent_node:
+            section, target = str(cause.full_key).partition(".")[0], str(cause.parent_node["_target_"])
+            known = list({*known, *keys_of(section, target).parameters})
         return UserError(f"unknown key '{cause.full_key}'", "command line", nearest(str(cause.key), known))
     if isinstance(error, OverrideParseException):
         return UserError(f"cannot read '{error.override}'", "command line", "Write it as KEY=VALUE or GROUP=OPTION.")
@@ -194,6 +201,15 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     message = str(error) or type(error).__name__
     first = next(line.strip() for line in message.splitlines() if line.strip())
     return UserError(first, "command line", f"See {program()} --help.")
+
+
+def unknown_key(key: str, cfg: DictConfig, where: str) -> UserError:
+    """One line for a key that a config doesn't have at top level; it names the sections that have it."""
+    sections = {str(name): node for name, node in cfg.items_ex(resolve=False)}
+    inside = [name for name, node in sections.items() if isinstance(node, DictConfig) and key in node]
+    places = [f"'{name}.{key}'" for name in inside if name != "hydra"]
+    fix = f"Did you mean {' or '.join(places)}?" if places else nearest(key, sections.keys() - {"hydra"})
+    return UserError(f"unknown key '{key}'", where, fix)
 
 
 def locate(error: UserError, section: Any, name: str) -> UserError:

@@ -6,7 +6,6 @@ Nothing heavy is imported before the config is known to be good.
 import contextlib
 import logging
 import os
-import re
 import shutil
 import signal
 import sys
@@ -21,12 +20,14 @@ from typing import cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locate_anywhere, program
 from mingpt_lightning.cli.help import page, version
+from mingpt_lightning.cli.overrides import quoted, with_key
 from mingpt_lightning.cli.own_settings import own_settings
 from mingpt_lightning.cli.sweep import FAILED
 from mingpt_lightning.console import fail, say
@@ -42,12 +43,6 @@ TASKS = {
     "check": "check",
 }
 """The tasks, and the modules of `cli/` whose `run_task(cfg, started)` does them."""
-
-TEXT_KEYS = ("prompt", "prompt_file", "stop", "checkpoint", "output", "run_dir", "datamodule.path", "model.name")
-"""Keys whose values are taken as typed, whatever commas, quotes or equals signs they have."""
-
-LIST_KEYS = ("stop", "datamodule.path")
-"""Those of them that may also be a list, in brackets."""
 
 SPIN_COUNT = "1000"
 """How often a thread polls for work before it sleeps. By default threads spin for milliseconds, and on a busy machine
@@ -102,15 +97,23 @@ def run_command(arguments: list[str]) -> None:
     """Let Hydra compose the config and call `launch`, once or for each job of a sweep."""
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = [argument for argument in arguments if argument not in sweep]
-    overrides = refuse_options(rest)
-    quotes = rest if sweep else [quoted(argument) for argument in rest]
+    overrides, folder = refuse_options(rest)
+    quotes = [quoted(item, bool(sweep), folder) if item in overrides else item for item in rest]
     FAILED.clear()
     PROCESS.task_began, PROCESS.since = False, time.time() - 0.1
     STOP.install()
     try:
         first = next((n for n, argument in enumerate(rest) if argument in overrides), len(rest))
-        sys.argv[1:] = [*sweep, *quotes[:first], *own_settings(rest), *quotes[first:]]  # Hydra wants options first
-        launch()
+        own = own_settings(rest)
+        while True:
+            sys.argv[1:] = [*sweep, *quotes[:first], *own, *quotes[first:]]  # Hydra wants options first
+            try:
+                launch()
+                break
+            except HydraException as error:
+                if PROCESS.task_began or (more := with_key(error, quotes)) is None:
+                    raise
+                quotes = more
     except (Stopped, Exception) as error:
         if isinstance(error, BrokenPipeError) and not PROCESS.task_began:
             raise  # the reader of Hydra's own output has left
@@ -120,17 +123,17 @@ def run_command(arguments: list[str]) -> None:
             raise Stopped(STOP.received) from None
         if PROCESS.task_began:
             raise  # a bug of ours
-        fail(explain(cast(Exception, error), overrides if sweep else list(map(quoted, overrides))))
+        fail(explain(cast(Exception, error), [item for item in quotes if "=" in item]))
     finally:
         STOP.restore()
     if FAILED:
         sys.exit(max(error.code for error in FAILED.values()))
 
 
-def refuse_options(arguments: list[str]) -> list[str]:
+def refuse_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     """End with a line about an option that Hydra doesn't know, and one that would run code from a file or a name.
 
-    Returns the overrides among the arguments.
+    Returns the overrides among the arguments, and the folder of --config-dir.
     """
     parser = get_args_parser()
     known = set(parser._option_string_actions)
@@ -146,7 +149,8 @@ def refuse_options(arguments: list[str]) -> list[str]:
             fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
     usage = f"See {program()} --help."
     parser.error = lambda message: fail(UserError(message, "command line", usage))  # type: ignore[method-assign]
-    return list(parser.parse_args(arguments).overrides)
+    found = parser.parse_args(arguments)
+    return list(found.overrides), [found.config_dir] if found.config_dir else []
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
@@ -230,14 +234,3 @@ def discard_empty_run(folder: Path) -> None:
             if folder.parent.parent.name == "runs":
                 folder.parent.rmdir()
                 folder.parent.parent.rmdir()
-
-
-def quoted(argument: str) -> str:
-    """An override of one of TEXT_KEYS in Hydra's quotes, anything else as it is."""
-    key, equals, value = argument.partition("=")
-    if not equals or key not in TEXT_KEYS or value in ("", "null") or re.fullmatch(r"(['\"]).*\1", value):
-        return argument
-    if key in LIST_KEYS and value.startswith("["):
-        return argument
-    escaped = re.sub(r"(\\*)'", r"\1\1\\'", value).replace("${", "\\${")
-    return f"{key}='{escaped}'"

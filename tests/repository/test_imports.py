@@ -28,10 +28,10 @@ ROOMS = {
         "callbacks",
     ),
     "the program, with Hydra": (
-        *("cli.sweep", "cli.__init__", "cli.config", "cli.own_settings", "cli.annotations"),
-        *("cli.complaints", "cli.limits", "cli.build", "cli.restore", "cli.start", "cli.run"),
-        *("cli.resume", "cli.summary", "cli.fit", "cli.evaluate", "cli.export", "cli.generate"),
-        *("cli.check", "cli.help", "cli.main", "__main__"),
+        *("cli.sweep", "cli.__init__", "cli.signatures", "cli.config", "cli.overrides"),
+        *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
+        *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
+        *("cli.export", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]
@@ -51,6 +51,7 @@ NO_TORCH = {
     "shuffle",
     "tokenizer",
     "cli.help",
+    "cli.signatures",
 }  # neither now nor later
 NO_TORCH_AT_ONCE = {*NO_TORCH, "hub", "bpe", "optim", "cli.config", "cli.main", "cli.sweep", "cli.__init__", "__main__"}
 

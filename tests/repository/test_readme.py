@@ -7,7 +7,7 @@ import pytest
 
 from mingpt_lightning import Tokenizer
 from mingpt_lightning.bpe import BPETokenizer
-from mingpt_lightning.cli.main import quoted
+from mingpt_lightning.cli.overrides import quoted
 from tests.common import ROOT, choices
 
 README = ROOT / "README.md"
