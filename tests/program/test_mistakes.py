@@ -123,7 +123,7 @@ PROMPTS = [
     *(((f"top_k={value}",), 2, f"top_k={value}") for value in (0, -1, 1.5)),
     *(((f"top_p={value}",), 2, f"top_p={value}") for value in (0, -0.1, 1.5, "nan")),
     (("repetition_penalty=0",), 2, "repetition_penalty=0"),
-    (("stop=[]", "stop=''"), 2, "stop string is empty"),
+    (("stop=['']",), 2, "stop string is empty"),
     (("stop_tokens=5",), 2, "Write it as [50256]"),
     (("stop_tokens=[a]",), 2, "Write it as [50256]"),
     (("model.dropout=2",), 2, "[0, 1)"),
