@@ -113,17 +113,31 @@ class Samples(pl.Callback):
             return
         if system.tokenizer.answer_length is not None:
             batch = datamodule.sequences("val")[torch.arange(min(self.n, len(datamodule.sequences("val"))))]
-            for text, right in system.solve(batch):
-                console.print(f"  {text}  {'right' if right else 'wrong'}", style="dim", markup=False)
+            lines = [f"{text}  {'right' if right else 'wrong'}" for text, right in system.solve(batch)]
         else:
-            text = system.complete("", self.max_new_tokens, temperature=1.0, seed=self.validations)[0]
-            console.print("  " + text.replace("\n", "\n  "), style="dim", markup=False)
+            lines = system.complete("", self.max_new_tokens, temperature=1.0, seed=self.validations)[0].split("\n")
+        console.print("\n".join(f"  {line}" for line in lines), style="dim", markup=False)
+        for logger in trainer.loggers:
+            log_text(logger, "samples", "\n".join(lines), trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"validations": self.validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.validations = state_dict["validations"]
+
+
+def log_text(logger: Any, name: str, text: str, step: int) -> None:
+    """Log text where a logger can: TensorBoard, Weights & Biases, MLflow and Comet."""
+    match type(logger).__name__:
+        case "TensorBoardLogger":
+            logger.experiment.add_text(name, f"```\n{text}\n```", step)
+        case "WandbLogger":
+            logger.log_text(name, columns=["step", "text"], data=[[step, text]])
+        case "MLFlowLogger":
+            logger.experiment.log_text(logger.run_id, text, f"{name}/{step}.txt")
+        case "CometLogger":
+            logger.experiment.log_text(text, step=step, metadata={"name": name})
 
 
 class CSVLogger(pl.loggers.logger.Logger):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
@@ -15,7 +16,7 @@ from mingpt_lightning.cli.complaints import complaints
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.limits import check_limits
 from mingpt_lightning.cli.resume import continue_from, find_resumable
-from mingpt_lightning.cli.run import Run, assemble, is_first_process, run_folder, save_config
+from mingpt_lightning.cli.run import Run, assemble, hyperparameters, is_first_process, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
 from mingpt_lightning.console import console
 from mingpt_lightning.device import compile_pays
@@ -32,7 +33,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     """
     folder = run_folder()
     console.quiet = not is_first_process()
-    with lock(folder, "run_dir") if is_first_process() else contextlib.nullcontext():
+    only = lock(folder, "run_dir") if is_first_process() else contextlib.nullcontext()
+    with only, logging_ends_with_the_job():
         resumed, notes = find_resumable(folder, cfg.resume)
         for note in notes:
             console.print(f"note: {note}", markup=False)
@@ -45,6 +47,9 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
             console.print(f"weights     {run.checkpoint}, step {run.steps:,}", markup=False)
         describe(run, compile_if_asked(run))
         save_config(cfg, folder)
+        if run.trainer.enable_autolog_hparams:
+            for logger in run.trainer.loggers:
+                logger.log_hyperparams(hyperparameters(cfg))
         try:
             with complaints(run.trainer, cfg), contextlib.redirect_stdout(sys.stderr):
                 run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
@@ -63,6 +68,16 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
             if result.checkpoint is not None:
                 suggest(run)
     return result.metrics.get(cfg.optimized_metric)
+
+
+@contextlib.contextmanager
+def logging_ends_with_the_job() -> Iterator[None]:
+    """End what Weights & Biases would keep for the whole process: the next job of a sweep is a run of its own."""
+    try:
+        yield
+    finally:
+        if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
+            wandb.finish()
 
 
 def evaluate_best(run: Run) -> Result:

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.resolvers.oc import env
 from pytorch_lightning.utilities import rank_zero_only
 
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
@@ -109,6 +110,15 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(values, dict)
     choices = {name: choice for name, choice in HydraConfig.get().runtime.choices.items() if "/" not in name}
     return {**values, "choices": choices, "config_dirs": folders_of(HydraConfig.get().runtime.config_sources)}
+
+
+def hyperparameters(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved config for loggers, without their own section; what comes from the environment stays as written."""
+    OmegaConf.register_new_resolver("oc.env", lambda name, *_: f"${{oc.env:{name}}}", replace=True)
+    try:
+        return {name: value for name, value in resolved(cfg).items() if name != "config_dirs"}
+    finally:
+        OmegaConf.register_new_resolver("oc.env", env, replace=True)
 
 
 def run_folder() -> Path:
