@@ -164,6 +164,8 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
     settings = node.copy()
     if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
         settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
+    if any(isinstance(callback, pl.callbacks.ProgressBar) for callback in arguments["callbacks"]):
+        settings.enable_progress_bar = True  # or Lightning refuses it
     if settings.precision == "auto":
         settings.precision = fast_precision(settings.accelerator, n_embd)
     if (settings.max_steps, settings.get("max_epochs"), settings.get("max_time")) == (-1, None, None):
