@@ -182,6 +182,8 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
     trainer: pl.Trainer = build(settings, "trainer", **arguments)
+    if not hasattr(trainer, "val_check_interval"):  # it is a time, and Lightning 2.6 forgets what its callbacks read
+        trainer.val_check_interval = None  # type: ignore[assignment]
     if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
         what = f"trainer.strategy={settings.strategy} trains in processes that hand back little more than the weights"
         raise UserError(what, "trainer.strategy", "Use trainer.strategy=ddp, which starts this program anew in each.")

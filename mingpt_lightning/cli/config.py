@@ -56,7 +56,7 @@ RULES = {
     "trainer.max_steps": Rule((int,), low=-1, null=False),
     "trainer.accumulate_grad_batches": Rule((int,), low=1, null=False),
     "trainer.log_every_n_steps": Rule((int,), low=0, null=False),
-    "trainer.val_check_interval": Rule((int, float, str), low=1e-9),
+    "trainer.val_check_interval": Rule((dict, float, str, int), low=1e-9),
     "trainer.check_val_every_n_epoch": Rule((int,), low=1),
     "trainer.gradient_clip_val": Rule(low=0),
     "trainer.limit_train_batches": Rule((int, float), low=1e-9),

@@ -121,6 +121,8 @@ OBSERVED: list[Case] = [
     ("limit_test_batches", ("=0",), lambda s: s.test == 0),
     ("overfit_batches", ("=2", "trainer.max_steps=7"), lambda s: len(s.train) == 7 and len({*s.train}) == 2),
     ("val_check_interval", ("=1",), lambda s: s.val == [1, 2, 3, 4]),
+    ("val_check_interval", ("='00:01:00:00'", "callbacks=default"), lambda s: s.val == [4]),  # at the end alone
+    ("val_check_interval", ("={microseconds:1}", "trainer.max_steps=3"), lambda s: set(s.val) >= {2, 3}),
     (
         "val_check_interval",
         ("=0.5", "trainer.limit_train_batches=4", "trainer.check_val_every_n_epoch=1"),
