@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -20,7 +20,10 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 from mingpt_lightning.cli.config import CONFIG_DIR
 from mingpt_lightning.cli.signatures import keys_of, signature_of
 
-Kind = Literal["text", "text or null", "text or list", "other"]
+Kind = Literal["text", "text or null", "text or list", "text or object", "other"]
+
+TEXT, LISTS, NULL = {"str", "Path", "_PATH", "PathLike"}, {"list", "List", "Sequence"}, {"None", "Optional"}
+"""The words for these in the annotation of an argument."""
 
 TOP: dict[str, Kind] = {
     **dict.fromkeys(("prompt", "run_dir", "optimized_metric"), "text"),
@@ -36,6 +39,8 @@ INTERPOLATION = r"\$\{[\w.]*(:[^{}$]*)?\}"
 MISSING = "???"
 """What OmegaConf takes for a value that is still to be given."""
 OmegaConf.register_new_resolver("as_typed", {"missing": MISSING}.__getitem__, replace=True)
+
+SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SWEEP = r"(choice|range|interval|glob|shuffle|sort|tag|extend_list)\(.*\)"
 
@@ -60,7 +65,8 @@ def quoted(argument: str, sweep: bool = False, folders: Iterable[str] = ()) -> s
         if re.fullmatch(SWEEP, value):
             return argument
         return f"{key}={','.join(part if is_quoted(part) else written(part, name) for part in split(value))}"
-    if kind == "text or list" and override is not None and isinstance(override.value(), list):
+    other = {"text or list": list, "text or object": dict}.get(kind)
+    if other and override is not None and isinstance(override.value(), other):
         return argument
     return f"{key}={written(value, name)}"
 
@@ -104,7 +110,7 @@ def kind_of(name: str, folders: tuple[str, ...]) -> Kind:
     kinds = [kind for file in files_of(section, folders) if (kind := kind_in(file, rest.split("."))) is not None]
     if not kinds or "other" in kinds:
         return "other"
-    return next((kind for kind in ("text or list", "text or null", "text") if kind in kinds), "other")
+    return next(kind for kind in get_args(Kind)[::-1] if kind in kinds)
 
 
 def files_of(section: str, folders: tuple[str, ...]) -> Iterator[Path]:
@@ -117,7 +123,7 @@ def files_of(section: str, folders: tuple[str, ...]) -> Iterator[Path]:
 def read(file: Path) -> Any:
     """The content of a YAML file; None where it can't be read, which is said elsewhere."""
     try:
-        return yaml.load(file.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return SafeLoader(file.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, yaml.YAMLError):
         return None
 
@@ -133,11 +139,14 @@ def kind_in(file: Path, path: list[str]) -> Kind | None:
     annotation = signature.parameters.get(path[-1]) if signature else None
     if annotation is None:
         return ("text" if isinstance(value, str) and "${" not in value else "other") if path[-1] in node else None
-    if not re.search(r"\b(str|Path|_PATH|PathLike)\b", annotation) or re.search(r"\b(int|float|bool)\b", annotation):
+    words = {*re.findall(r"\w+", annotation)}
+    if not words & TEXT or words & {"int", "float", "bool"}:
         return "other"
-    if re.search(r"\b(list|List|Sequence)\b", annotation):
+    if words & LISTS:
         return "text or list"
-    return "text or null" if re.search(r"\b(None|Optional)\b", annotation) else "text"
+    if words - TEXT - NULL - {"Union", "os"}:
+        return "text or object"
+    return "text or null" if words & NULL else "text"
 
 
 def with_key(error: Exception, overrides: list[str]) -> list[str] | None:

@@ -202,7 +202,7 @@ REFUSED = [
     ("max_time", ("=5",), "trainer.max_time=5 is not text"),
     ("max_time", ("='5:00'",), "DD:HH:MM:SS. (trainer.max_time='5:00')"),
     ("deterministic", ("=maybe",), "Use true or false, null or warn"),
-    ("profiler", ("=true",), "Use text or null"),
+    ("profiler", ("=true",), "can only be one of"),
     ("profiler", ("=fast",), "(trainer.profiler=fast)"),
     ("plugins", ("=fast",), "Use a list or null"),
     ("benchmark", ("=3",), "Use true or false"),
