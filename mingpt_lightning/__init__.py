@@ -3,8 +3,11 @@
 The public names are imported when they are first used, so that `import mingpt_lightning` costs nothing.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from mingpt_lightning.finder import ProjectsFinder
 
 if TYPE_CHECKING:
     from mingpt_lightning.bpe import BPETokenizer
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["GPT", "BPETokenizer", "CharTokenizer", "LanguageModel", "SequenceDataModule", "Tokenizer", "UserError"]
 
 __version__ = "0.1.0"
+
+sys.meta_path.append(ProjectsFinder())
 
 _MODULES = {
     "GPT": "gpt",

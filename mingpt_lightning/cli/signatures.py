@@ -1,15 +1,12 @@
 """What the class or function that a `_target_` names takes, read from its source: importing it could take seconds."""
 
 import ast
-import sys
-from collections.abc import Iterable
 from functools import lru_cache
-from importlib.machinery import PathFinder
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).parents[2]
-"""Where this package is, and in a checkout the projects."""
+from mingpt_lightning.finder import folders
 
 GIVEN = {
     "model": ("vocab_size",),
@@ -91,9 +88,7 @@ def imported(tree: ast.Module, name: str, module: str) -> str | None:
 def source_of(module: str) -> ast.Module | None:
     """The syntax tree of a module, which isn't imported."""
     top, *rest = module.split(".")
-    spec = PathFinder.find_spec(top, [str(Path.cwd()), str(ROOT), *sys.path])
-    places: Iterable[str] = (spec and spec.submodule_search_locations) or []
-    for place in map(Path, [*places, *(str(Path(folder, top)) for folder in (".", ROOT))]):
+    for place in places(top):
         path = place.joinpath(*rest)
         for file in (path.with_suffix(".py"), path / "__init__.py"):
             if file.is_file():
@@ -102,3 +97,15 @@ def source_of(module: str) -> ast.Module | None:
                 except (OSError, ValueError, SyntaxError):
                     return None
     return None
+
+
+def places(top: str) -> list[Path]:
+    """The folders of a top-level package, which isn't imported; of a module, its file without the suffix."""
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    found = [*((spec and spec.submodule_search_locations) or [])]
+    if spec and not found and spec.origin:
+        found = [spec.origin.removesuffix(".py")]
+    return [*map(Path, [*found, *(folders() if top == "projects" else [])])]

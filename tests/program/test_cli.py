@@ -221,8 +221,6 @@ def test_the_seconds_are_those_since_the_process_began(tmp_path):
 
 def test_a_project_with_a_tokenizer_of_its_own(cli, monkeypatch, tmp_path):
     """LowerTokenizer is no direct child of Tokenizer; what it trained must be read back as it was."""
-    import projects
-
     package = tmp_path / "projects" / "lower"
     package.mkdir(parents=True)
     (package / "datamodule.py").write_text(
@@ -241,7 +239,6 @@ def test_a_project_with_a_tokenizer_of_its_own(cli, monkeypatch, tmp_path):
     config = "_target_: projects.lower.datamodule.LowerDataModule\npath: book.txt\nseed: ${seed}\n"
     (tmp_path / "conf/datamodule/lower.yaml").write_text(config)
     Path("book.txt").write_text("the cat sat on the mat. " * 30)
-    monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
     monkeypatch.setattr(Tokenizer, "registry", dict(Tokenizer.registry))
     conf = ("--config-dir", str(tmp_path / "conf"))
     code, _, err = cli(*conf, "datamodule=lower", "run_dir=run", *TINY)

@@ -100,12 +100,11 @@ CHOICES = [
 
 
 @pytest.fixture
-def mine(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def mine(cli: Cli) -> Cli:
     """The command line in a folder with a project and YAML of one's own."""
     for name, text in FILES.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
     for name in [name for name in sys.modules if f"{name}.".startswith("projects.mine.")]:
         del sys.modules[name]  # of another test, with other classes
     vars(projects).pop("mine", None)

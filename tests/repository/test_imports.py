@@ -13,7 +13,7 @@ from tests.common import ROOT
 PACKAGE = ROOT / "mingpt_lightning"
 
 ROOMS = {
-    "what everything may use": ("errors", "files", "console", "device", "signals", "text", "shuffle"),
+    "what everything may use": ("finder", "errors", "files", "console", "device", "signals", "text", "shuffle"),
     "text and tokens": ("hub", "tokenizer", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
@@ -43,6 +43,7 @@ UPWARD = {("gpt", "generation"), ("gpt", "pretrained")}
 LIGHTNING = MODULES.index("datamodule")
 PROGRAM = MODULES.index("cli.sweep")
 NO_TORCH = {
+    "finder",
     "errors",
     "files",
     "console",

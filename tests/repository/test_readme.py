@@ -68,12 +68,9 @@ def test_the_dataset_of_readme_trains(cli, monkeypatch, tmp_path):
     """The file as it stands, in a package beside ours; its YAML in a folder of configs."""
     (code,) = (block for block in blocks(README, "python") if "class ParityDataModule" in block)
     (config,) = (block for block in blocks(README, "yaml") if "ParityDataModule" in block)
-    import projects
-
     package = tmp_path / "projects" / "parity"
     package.mkdir(parents=True)
     (package / "datamodule.py").write_text(code)
-    monkeypatch.setattr(projects, "__path__", [*projects.__path__, str(tmp_path / "projects")])
     monkeypatch.setattr(Tokenizer, "registry", dict(Tokenizer.registry))
     (tmp_path / "conf/datamodule").mkdir(parents=True)
     (tmp_path / "conf/datamodule/parity.yaml").write_text(config)
