@@ -47,7 +47,7 @@ def serve_ours(arguments: argparse.Namespace, sizes: Sizes) -> None:
     from mingpt_lightning.optim import constant
 
     gpt = ours(transformers(sizes))
-    set_threads(sizes.n_embd)
+    set_threads(torch.device("cpu"), sizes.n_embd)
     keep_memory()
     fast = fast_dtype(torch.device("cpu"), sizes.n_embd) == torch.bfloat16 and not arguments.float32
     optimizer = partial(torch.optim.AdamW, lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, fused=True)

@@ -3,34 +3,97 @@
 import ctypes
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mingpt_lightning.probe import Rates, fastest, rates
 
 NARROW = 256
 """Below this width, bfloat16 and packed weights gain nothing."""
+
+SINGLE = 128
+"""Below this width, a model runs on one thread."""
 
 THREADS = torch.get_num_threads()
 
 
 def fast_dtype(device: torch.device, width: int) -> torch.dtype:
-    """bfloat16 where the device has instructions for it and the model is wide enough to gain, else float32."""
-    match device.type:
-        case "cuda":
-            fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        case "cpu":
-            fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        case _:
-            fast = False
-    return torch.bfloat16 if fast and width >= NARROW else torch.float32
+    """bfloat16 where the device is faster in it at products of this width, else float32."""
+    if device.type == "cuda":
+        fast = width >= NARROW and torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        figures = dtype_rates(device, width)
+        fast = bool(figures) and fastest(figures) == "bfloat16"
+    return torch.bfloat16 if fast else torch.float32
 
 
-def set_threads(n_embd: int) -> None:
-    """Use one CPU thread for a narrow model, unless OMP_NUM_THREADS is set; otherwise torch's default.
+def dtype_rates(device: torch.device, width: int) -> Rates:
+    """GFLOP/s by dtype, of a product as in an MLP of this width; nothing where bfloat16 can't be faster."""
+    if device.type != "cpu" or width < NARROW or not multiplies_bfloat16():
+        return {}
+
+    def calls() -> dict[str, Callable[[], object]]:
+        x, weight = factors(512, width)
+        weights = {"float32": weight, "bfloat16": weight.bfloat16()}
+        return {name: partial(lambda w: F.linear(x.to(w.dtype), w), w) for name, w in weights.items()}
+
+    return rates(f"dtypes at width {width}, {torch.get_num_threads()} threads", gflop(512, width), calls)
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether torch has matrix products in bfloat16 for this CPU, fast or not; otherwise they are very slow."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def set_threads(device: torch.device, n_embd: int) -> None:
+    """Set how many CPU threads a model uses; OMP_NUM_THREADS has precedence.
 
     The operations of a narrow model take microseconds: a second thread gains a quarter on an idle machine, and loses
     more than half on a busy one, because the threads wait for each other.
     """
-    torch.set_num_threads(1 if n_embd < 128 and "OMP_NUM_THREADS" not in os.environ else THREADS)
+    figures = thread_rates(device, n_embd)
+    threads = 1 if n_embd < SINGLE and "OMP_NUM_THREADS" not in os.environ else THREADS
+    torch.set_num_threads(int(fastest(figures, margin=2)) if figures else threads)
+
+
+def thread_rates(device: torch.device, width: int) -> Rates:
+    """GFLOP/s by number of threads, of a product as in an MLP of this width; nothing where there is no choice.
+
+    A container may see more cores than it may use, and with a thread for each it is many times as slow as with a few.
+    Smaller differences come and go with what else is running, and aren't worth other last bits in every result.
+    """
+    if device.type != "cpu" or width < SINGLE or THREADS == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+
+    def calls() -> dict[str, Callable[[], object]]:
+        x, weight = factors(128, width)
+
+        def product(threads: int) -> None:
+            torch.set_num_threads(threads)
+            F.linear(x, weight)
+
+        counts = [THREADS, *(2**power for power in reversed(range(16)) if 2**power < THREADS)]
+        return {str(threads): partial(product, threads) for threads in counts}
+
+    before = torch.get_num_threads()
+    try:
+        return rates(f"threads at width {width}, up to {THREADS}", gflop(128, width), calls)
+    finally:
+        torch.set_num_threads(before)
+
+
+def factors(rows: int, width: int) -> tuple[Tensor, Tensor]:
+    """The factors of a product of some rows as in an MLP of this width, or of a part of one that is wide."""
+    return torch.ones(rows, width), torch.ones(min(4 * width, 2**21 // width), width)
+
+
+def gflop(rows: int, width: int) -> float:
+    """The work of that product: 0.3 GFLOP for 128 rows of width 512, and not much more of any other."""
+    return 2e-9 * rows * width * min(4 * width, 2**21 // width)
 
 
 def compile_pays(device: torch.device, n_embd: int, steps: int) -> bool:

@@ -284,6 +284,8 @@ class LanguageModel(pl.LightningModule):
         ours = metadata(self.gpt, self.tokenizer, self.config, counters)
         if isinstance(datamodule, SequenceDataModule):
             ours |= {"data": datamodule.fingerprint, "epoch_size": datamodule.epoch_size}
+            if datamodule.trainer is not None:
+                ours["environment"]["precision"] = datamodule.trainer.precision
         return {**ours, "system": class_name(type(self))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -160,14 +160,12 @@ def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> l
 
 
 def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
-    """The Trainer, and threads and memory as it wants them; `precision: auto` depends on device and width."""
+    """The Trainer, and threads and memory as it wants them; `precision: auto` is what is fast on the device."""
     settings = node.copy()
     if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
         settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
     if any(isinstance(callback, pl.callbacks.ProgressBar) for callback in arguments["callbacks"]):
         settings.enable_progress_bar = True  # or Lightning refuses it
-    if settings.precision == "auto":
-        settings.precision = fast_precision(settings.accelerator, n_embd)
     if (settings.max_steps, settings.get("max_epochs"), settings.get("max_time")) == (-1, None, None):
         settings.max_epochs = 1000  # Lightning's default, which it sets only when training begins
     for name in {*settings} & {"logger", "callbacks"}:
@@ -177,10 +175,13 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
             raise UserError(f"trainer.{name}={settings[name]} has no effect: {why}", f"trainer.{name}", "Leave it out.")
     if settings.get("min_steps") is not None and settings.get("min_epochs") is None:
         settings.min_epochs = 0  # Lightning would insist on a whole epoch too
-    set_threads(n_embd)
-    keep_memory()
     if settings.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU here", "trainer.accelerator", "Use trainer=cpu or trainer=auto.")
+    device = torch.device(device_for(settings.accelerator))
+    set_threads(device, n_embd)
+    if settings.precision == "auto":
+        settings.precision = "bf16-mixed" if fast_dtype(device, n_embd) == torch.bfloat16 else "32-true"
+    keep_memory()
     trainer: pl.Trainer = build(settings, "trainer", **arguments)
     if not hasattr(trainer, "val_check_interval"):  # it is a time, and Lightning 2.6 forgets what its callbacks read
         trainer.val_check_interval = None  # type: ignore[assignment]
@@ -196,9 +197,3 @@ def device_for(accelerator: str) -> str:
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "cuda"
     return "mps" if accelerator in ("auto", "mps") and torch.backends.mps.is_available() else "cpu"
-
-
-def fast_precision(accelerator: str, n_embd: int) -> str:
-    """bf16-mixed where it is faster, else 32-true."""
-    fast = fast_dtype(torch.device(device_for(accelerator)), n_embd) == torch.bfloat16
-    return "bf16-mixed" if fast else "32-true"

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from mingpt_lightning.cli.build import device_for
@@ -19,8 +20,9 @@ from mingpt_lightning.device import keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError, require_positive
 from mingpt_lightning.files import write_error
 from mingpt_lightning.generation import Sampling, count_repeats
-from mingpt_lightning.inference import optimize_for_inference
+from mingpt_lightning.inference import layout_rates, optimize_for_inference
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.probe import fastest
 from mingpt_lightning.text import read_text
 
 ROWS = 16
@@ -49,9 +51,13 @@ def run_task(cfg: DictConfig, started: float) -> None:
         sampling["temperature"] = 0.0  # there is one right answer
     if (cfg.top_k or 0) > sizes["vocab_size"]:
         console.print(f"top_k={cfg.top_k} exceeds the vocabulary of {sizes['vocab_size']} tokens and has no effect")
-    set_threads(sizes["n_embd"])
+    device = torch.device(device_for(cfg.trainer.accelerator))
+    set_threads(device, sizes["n_embd"])
     keep_memory()
-    optimize_for_inference(system.to(device_for(cfg.trainer.accelerator)).gpt, cfg.dtype)
+    optimize_for_inference(system.to(device).gpt, cfg.dtype)
+    if cfg.dtype == "auto" and (figures := layout_rates(device, sizes["n_embd"])):
+        others = ", ".join(f"{name} {rate / figures['float32']:.2g}" for name, rate in [*figures.items()][1:])
+        console.print(f"probe       speed of float32 1, {others}: weights in {fastest(figures)}")
     options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
 
     if prompts is None:

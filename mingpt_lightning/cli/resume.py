@@ -111,7 +111,7 @@ def check_resumable(
         raise CheckpointError(what, "resume", fix)
     versions = {"mingpt_lightning": saved["version"], **saved["environment"]}
     versions_now = {"mingpt_lightning": now["version"], **now["environment"]}
-    for name, before, after in differences(versions, versions_now):
+    for name, before, after in differences(versions, {n: versions_now.get(n) for n in versions}):
         lines[name] = f"{name}: {before} in the checkpoint, {after} now; the last bits may differ"
     return list(lines.values())
 

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from rich.filesize import decimal
 
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.run import Run
 from mingpt_lightning.console import console
+from mingpt_lightning.device import dtype_rates, thread_rates
 from mingpt_lightning.files import atomic_write, write_error, write_text
 from mingpt_lightning.loop_state import total_steps
 
@@ -51,7 +53,27 @@ def describe(run: Run, compiled: bool) -> None:
     threads = torch.get_num_threads()
     device = f"{trainer.strategy.root_device}, {trainer.precision}, {threads} thread{'s' * (threads > 1)}"
     console.print(f"device      {device}{', compiled' if compiled else ''}")
+    if measured := describe_probe(run):
+        console.print(f"probe       {measured}")
     console.print(f"run folder  {run.folder}", markup=False)
+
+
+def describe_probe(run: Run) -> str:
+    """What was measured to choose threads and precision, and the memory that the slower precision would save."""
+    device, gpt = run.trainer.strategy.root_device, run.system.gpt
+    n_embd = gpt.config["n_embd"]
+    by_threads = thread_rates(device, n_embd)
+    by_dtype = dtype_rates(device, n_embd) if run.cfg.trainer.precision == "auto" else {}
+    parts = [f"{rate:,.0f} on {count} thread{'s' * (count != '1')}" for count, rate in by_threads.items()]
+    parts += [f"{rate:,.0f} in {dtype}" for dtype, rate in by_dtype.items()]
+    if by_dtype and run.trainer.precision == "32-true":
+        # of what is kept for the backward pass, bfloat16 halves 13 values per token, layer and unit of width; it adds a
+        # copy of the weights
+        kept = run.datamodule.batch_size * run.datamodule.block_size * gpt.config["n_layer"] * n_embd
+        saved = 2 * (13 * kept - gpt.n_parameters)
+        memory = f"about {decimal(saved)} less" if saved > 0 else "no less"
+        parts += [f"trainer.precision=bf16-mixed would need {memory} memory"]
+    return f"GFLOP/s at width {n_embd:,}: {', '.join(parts)}" if parts else ""
 
 
 def summary(run: Run, result: Result) -> dict[str, Any]:

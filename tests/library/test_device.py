@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from mingpt_lightning.device import NARROW, compile_pays, fast_dtype
+from mingpt_lightning.device import compile_pays
 from tests.common import python
 
 FAULTS = """
@@ -36,13 +36,6 @@ def test_memory_that_was_used_is_used_again() -> None:
         pytest.skip("this C library keeps large pieces by itself")
     assert kept < returned / 10
     assert faults("keep", MALLOC_MMAP_THRESHOLD_="65536") > returned / 2  # the user knows better
-
-
-def test_bfloat16_is_for_wide_models() -> None:
-    cpu = torch.device("cpu")
-    assert fast_dtype(cpu, NARROW - 1) == torch.float32
-    able = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    assert fast_dtype(cpu, NARROW) == (torch.bfloat16 if able else torch.float32)
 
 
 def test_compiling_is_for_long_runs_of_wide_models_on_a_gpu() -> None:
