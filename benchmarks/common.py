@@ -18,7 +18,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from mingpt_lightning.cli.main import SPIN_COUNT
+from mingpt_lightning.probe import processor
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,17 +148,14 @@ def seconds(function: Callable[[], object]) -> float:
 
 def machine() -> str:
     """A description of the machine: CPU, threads, versions, date."""
-    import torch
-
-    names = [line.split(":")[1].strip() for line in cpu_lines() if line.startswith("model name")]
-    units = "AMX" if torch.cpu._is_amx_tile_supported() else "no AMX"
-    cpu = f"{torch.get_num_threads()} threads of {names[0] if names else platform.processor()} ({units})"
+    cpu = f"{torch.get_num_threads()} threads of {processor()} ({', '.join(instructions())})"
     return f"{cpu}, Python {platform.python_version()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
 
 
-def cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+def instructions() -> list[str]:
+    """What a CPU has for matrix products, as far as torch uses it."""
+    has = {"AMX": torch.cpu._is_amx_tile_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
+    return [torch.backends.cpu.get_cpu_capability(), *(name for name, there in has.items() if there)]
 
 
 def our_run(overrides: list[str], folder: str, *callbacks: Any) -> tuple[Any, Any, Any]:

@@ -10,7 +10,9 @@ and 2 GB.
 import torch
 
 from benchmarks.common import Table, machine, parser, seconds
+from mingpt_lightning.device import multiplies_bfloat16
 
+DTYPES = (torch.float32, torch.bfloat16)[: 1 + multiplies_bfloat16()]  # products without instructions take forever
 PRODUCTS = [(2048, 2048, 2048), (4096, 768, 3072), (2048, 768, 50304), (384, 48, 192)]
 
 
@@ -43,10 +45,10 @@ def main() -> None:
         torch.set_num_threads(threads)
         for rows, inner, columns in PRODUCTS:
             shape = (rows // scale, inner, columns // scale)
-            rates = [product_rate(shape, dtype) / 1e9 for dtype in (torch.float32, torch.bfloat16)]
+            rates = [product_rate(shape, dtype) / 1e9 for dtype in DTYPES] + [""] * (2 - len(DTYPES))
             table.row(f"product {shape[0]}x{shape[1]}x{shape[2]}", threads, *rates, "GFLOP/s")
-        rates = [product_rate((1, 768, 50304 // scale), dtype) for dtype in (torch.float32, torch.bfloat16)]
-        table.row("vector x matrix 768x50304", threads, rates[0] * 2 / 1e9, rates[1] / 1e9, "GB/s")
+        sizes = [dtype.itemsize / 2e9 * product_rate((1, 768, 50304 // scale), dtype) for dtype in DTYPES]
+        table.row("vector x matrix 768x50304", threads, *sizes, *[""] * (2 - len(DTYPES)), "GB/s")
         for size in (250_000_000, 2_000_000_000):
             table.row(f"read of {size // 1_000_000} MB", threads, read_rate(size // scale) / 1e9, "", "GB/s")
 

@@ -79,7 +79,9 @@ class LanguageModel(pl.LightningModule):
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping; None where it isn't computed
         self.accumulated_loss: Tensor | int = 0  # the sum over the batches since the last optimizer step
         self.accumulated_tokens: Tensor | int = 0  # the number of tokens that it sums over
-        self.sums: list[Tensor] = []  # a row of `evaluate` for each batch of the running evaluation
+        self.sums: dict[
+            int, list[Tensor]
+        ] = {}  # rows of `evaluate`, by loader, for each batch of the running evaluation
         self.modes: dict[str, bool] | None = None  # of each module in training, where they may be others now
         self.row_step = -1  # the newest step that was logged, counted from 0
         self.lightnings_step = 0  # the step under which Lightning would log
@@ -164,14 +166,13 @@ class LanguageModel(pl.LightningModule):
         """Sums over a batch from which `metrics_of` makes the metrics; see `metrics.metric_sums`."""
         return metric_sums(self.gpt, batch, self.byte_lengths)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.sums.append(self.evaluate(batch))
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.sums.setdefault(dataloader_idx, []).append(self.evaluate(batch))
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.sums.append(self.evaluate(batch))
+    test_step = validation_step
 
     def on_validation_epoch_start(self) -> None:
-        self.sums = []  # an earlier evaluation may have been interrupted
+        self.sums = {}  # an earlier evaluation may have been interrupted
 
     on_test_epoch_start = on_validation_epoch_start
 
@@ -191,15 +192,20 @@ class LanguageModel(pl.LightningModule):
     on_test_end = on_validation_end
 
     def log_evaluation(self, stage: str) -> None:
-        """Log the metrics of all batches of an evaluation."""
-        sums = torch.stack(self.sums).cpu().double().sum(dim=0)
+        """Log the metrics of all batches of an evaluation; and those of each loader under Lightning's names for it."""
+        by_loader = {loader: torch.stack(rows).cpu().double().sum(dim=0) for loader, rows in self.sums.items()}
+        sums = torch.stack([*by_loader.values()]).sum(dim=0)
         values = metrics_of(self.trainer.strategy.reduce(sums, reduce_op="sum"), self.tokenizer)
         if not math.isfinite(values["loss"]) and self.trainer.state.fn == "fit":
             what = f"{stage}/loss is {values['loss']} after step {self.global_step:,}"
             raise DivergedError(what, "lr", "Lower lr, or check the data.")
         self.lightnings_step = log_step(self.trainer, max(0, self.global_step - 1))  # not the next one, amid a step
+        for loader, its in by_loader.items() if len(by_loader) > 1 else ():
+            own = metrics_of(self.trainer.strategy.reduce(its, reduce_op="sum"), self.tokenizer)
+            values |= {f"{name}/dataloader_idx_{loader}": value for name, value in own.items()}
         distributed = self.trainer.world_size > 1  # all have the same values, and Lightning asks for it
-        self.log_dict({f"{stage}/{name}": value for name, value in values.items()}, sync_dist=distributed)
+        values = {f"{stage}/{name}": value for name, value in values.items()}
+        self.log_dict(values, sync_dist=distributed, add_dataloader_idx=False)
 
     def metric_names(self) -> list[str]:
         """Every metric that training logs and a callback can monitor."""

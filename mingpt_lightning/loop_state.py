@@ -67,7 +67,9 @@ def total_steps(trainer: pl.Trainer, batches: int | None = None) -> int:
         limit = trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         limits.append(trainer.max_epochs * math.ceil(batches / trainer.accumulate_grad_batches))
+    elif trainer.max_epochs != -1 and math.isfinite(steps := trainer.estimated_stepping_batches) and steps > 0:
+        limits.append(int(steps))  # of a plain loader
     if not limits:
-        fix = "Set max_steps, or max_epochs with a datamodule."
+        fix = "Set max_steps, or max_epochs with a loader that knows its length."
         raise UserError("the schedule needs to know when training ends", "max_steps", fix)
     return min(limits)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mingpt_lightning.errors import ResourceError
 from mingpt_lightning.files import write_text
 from mingpt_lightning.text import user_cache
 
@@ -57,7 +58,7 @@ def measure(question: str, work: float, calls: Mapping[str, Callable[[], object]
     kept = read()
     if question not in kept:
         kept[question] = {name: float(f"{work / best:.4g}") for name, best in seconds.items()}
-        with contextlib.suppress(OSError, RuntimeError):  # without a cache folder, every process measures
+        with contextlib.suppress(OSError, ResourceError):  # without a cache folder, every process measures
             write_text(user_cache() / "probe.json", json.dumps(read_all() | {machine(): kept}, indent=1), shared=True)
     return kept[question]
 
@@ -72,7 +73,7 @@ def read() -> dict[str, Rates]:
 
 def read_all() -> dict[str, Any]:
     """The content of the cache file; nothing where it is missing or damaged."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError):
+    with contextlib.suppress(OSError, ValueError):
         content = json.loads((user_cache() / "probe.json").read_text(encoding="utf-8"))
         return content if isinstance(content, dict) else {}
     return {}

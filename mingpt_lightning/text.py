@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mingpt_lightning.errors import UserError
+from mingpt_lightning.errors import ResourceError, UserError
 
 CHUNK = 2**22  # bytes of a file that are read at a time
 
@@ -44,9 +44,16 @@ def language_reference() -> list[str]:
     return [topics[name] for name in sorted(topics)]
 
 
-def user_cache() -> Path:
-    """The folder for files that can be recreated or downloaded again; set XDG_CACHE_HOME to move it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mingpt_lightning"
+def user_cache(where: str = "XDG_CACHE_HOME") -> Path:
+    """The folder for files that can be recreated or downloaded again; set XDG_CACHE_HOME to move it.
+
+    Raises ResourceError where a user without a home folder has not set it. where: the parameter, for errors.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mingpt_lightning"
+    except RuntimeError as error:
+        what = "there is no place for a cache: this user has no home folder"
+        raise ResourceError(what, where, "Set XDG_CACHE_HOME to a folder.") from error
 
 
 def read_text(file: Path, where: str = "path") -> Iterator[str]:

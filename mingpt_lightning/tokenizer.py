@@ -5,8 +5,10 @@ registry of the classes that have been imported. Projects whose prompts have the
 tokenizer beside their datamodule. Byte-level BPE is in `bpe.py`.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +19,10 @@ from mingpt_lightning.text import code_points, describe_character, unicode
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+
+SHIPPED = ("adder", "sort")
+"""The projects of this repository that have a tokenizer of their own, of the same name."""
 
 
 class Tokenizer(ABC):
@@ -89,6 +95,9 @@ class Tokenizer(ABC):
     @staticmethod
     def from_state(state: dict[str, Any]) -> "Tokenizer":
         """The inverse of `state`. Raises CheckpointError for a tokenizer that no imported module defines."""
+        if state["name"] in SHIPPED:
+            with contextlib.suppress(ImportError):
+                import_module(f"projects.{state['name']}.datamodule")
         if state["name"] not in Tokenizer.registry:
             fix = "Import the datamodule that defines it first."
             raise CheckpointError(f"tokenizer '{state['name']}' is not known here", "checkpoint", fix)

@@ -1,5 +1,9 @@
 """task=validate and task=test: the metrics of a checkpoint, or of a pretrained model, on one split."""
 
+import contextlib
+import json
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from mingpt_lightning.cli.limits import check_limits
@@ -16,7 +20,10 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     As validate.json or test.json; as summary.json where the command line names a folder, or in a sweep. Returns the
     loss.
     """
-    run = assemble_evaluation(cfg)
+    run, folder = assemble_evaluation(cfg), named_folder(cfg)
+    if folder is not None and (holds := other_run(folder, cfg.task, run.checkpoint)):
+        fix = "Choose another folder; without run_dir=, the run of the checkpoint keeps the result."
+        raise UserError(f"{folder} holds another run: {holds}", "run_dir", fix)
     run.system.started = started
     split: Split = "val" if cfg.task == "validate" else "test"
     check_limits(run.trainer, run.datamodule, split)
@@ -29,7 +36,7 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     result = Result(cfg.task, metrics, run.steps, run.checkpoint)
     report(run, result)
     file = None
-    if (folder := named_folder(cfg)) is not None:
+    if folder is not None:
         save_config(cfg, folder)
         file = folder / "summary.json"
     elif run.checkpoint is not None and run.checkpoint.parent.name == "checkpoints":
@@ -43,3 +50,14 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
                 raise
             console.print(f"not written {error.what}", markup=False)  # the run may be somebody else's
     return metrics.get(f"{split}/loss")
+
+
+def other_run(folder: Path, task: str, checkpoint: Path | None) -> str | None:
+    """What a folder holds of a training, or of another evaluation than this; None where the result may be written."""
+    if file := next(folder.glob("checkpoints/*.ckpt"), None):
+        return file.name
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        found = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        if (found.get("task"), found.get("checkpoint")) != (task, checkpoint and str(checkpoint)):
+            return "summary.json"
+    return None

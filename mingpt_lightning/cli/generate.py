@@ -29,9 +29,15 @@ ROWS = 16
 """How many texts are generated at once: on a CPU, so many take little longer than one."""
 
 
+SEPARATOR = f"{'-' * 40}\n"
+"""What stands between two texts of which one has several lines."""
+
+
 def run_task(cfg: DictConfig, started: float) -> None:
     """Text from a checkpoint or a pretrained model, on standard output or as JSON lines."""
     require_positive(num_samples=cfg.num_samples)
+    if cfg.output is not None and Path(cfg.output).is_file() and Path(cfg.output).stat().st_size:
+        raise UserError(f"{cfg.output} is there already", "output", "Choose another file, or remove it.")
     prompts, stop = read_prompts(cfg), stop_strings(cfg.stop)
     check_stop(stop)
     stop_tokens = list(cfg.stop_tokens) if OmegaConf.is_list(cfg.stop_tokens) else cfg.stop_tokens
@@ -75,8 +81,10 @@ def run_task(cfg: DictConfig, started: float) -> None:
         if len(prompts) * cfg.num_samples == 1:
             answer(system, prompts[0], max_new_tokens, options)
         else:
-            for _, shown, text in samples(system, prompts, cfg.num_samples, max_new_tokens, options):
-                sys.stdout.write(f"{shown}{text}\n")
+            spans = False  # whether the text before has several lines
+            for n, (_, shown, text) in enumerate(samples(system, prompts, cfg.num_samples, max_new_tokens, options)):
+                before, spans = spans, "\n" in f"{shown}{text}"
+                sys.stdout.write(f"{SEPARATOR if n and (before or spans) else ''}{shown}{text}\n")
                 sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `| head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,6 +16,12 @@ from mingpt_lightning.errors import UserError
 def check_limits(trainer: pl.Trainer, datamodule: SequenceDataModule, *splits: Split) -> None:
     """Raise UserError for limits that contradict each other, or that leave nothing of a split."""
     settings: Any = trainer
+    for split in ("train", "val") if "train" in splits else splits:  # without a test split, there is no test
+        if getattr(trainer, f"limit_{split}_batches") and not len(datamodule.sequences(split)):
+            fix = "Give more data, or a larger split."
+            if (split, len(splits)) == ("val", 3):
+                fix += " To train without validation, use trainer.limit_val_batches=0."
+            raise UserError(f"there is no sequence in the {split} split", "split", fix)
     counts = {split: batches_of(trainer, datamodule, split) for split in splits}
     batches = counts.get("train", math.inf)
     accumulated, interval = settings.accumulate_grad_batches, settings.val_check_interval

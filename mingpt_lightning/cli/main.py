@@ -29,7 +29,7 @@ from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locat
 from mingpt_lightning.cli.help import page, version
 from mingpt_lightning.cli.overrides import quoted, with_key
 from mingpt_lightning.cli.own_settings import own_settings
-from mingpt_lightning.cli.sweep import FAILED
+from mingpt_lightning.cli.sweep import FAILED, Failure
 from mingpt_lightning.console import fail, say
 from mingpt_lightning.errors import UserError, nearest, resource_error
 from mingpt_lightning.signals import STOP, Stopped, requeue
@@ -127,7 +127,7 @@ def run_command(arguments: list[str]) -> None:
     finally:
         STOP.restore()
     if FAILED:
-        sys.exit(max(error.code for error in FAILED.values()))
+        sys.exit(max(failure.code for failure in FAILED.values()))
 
 
 def refuse_options(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -155,6 +155,11 @@ def refuse_options(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 @hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name="config")
 def launch(cfg: DictConfig) -> float | None:
+    """What Hydra calls, and a launcher may send to another process, where it would have globals of its own."""
+    return run_job(cfg)
+
+
+def run_job(cfg: DictConfig) -> float | None:
     """Run the task of a composed config; returns what a sweep compares."""
     first = PROCESS.jobs == 0
     PROCESS.task_began, PROCESS.jobs = True, PROCESS.jobs + 1
@@ -185,7 +190,7 @@ def launch(cfg: DictConfig) -> float | None:
         if HydraConfig.get().mode != RunMode.MULTIRUN:
             discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
             fail(error)
-        FAILED[HydraConfig.get().job.num] = error
+        FAILED[HydraConfig.get().job.num] = Failure(error.code, str(error))
         say(error)
         return None
 

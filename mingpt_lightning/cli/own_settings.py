@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from mingpt_lightning.cli.config import CONFIG_DIR, default_resume
 from mingpt_lightning.errors import UserError
@@ -22,7 +23,7 @@ GROUPS = ("datamodule", "model", "system")
 def own_settings(arguments: list[str]) -> list[str]:
     """Overrides, in Hydra's grammar, of the run that a command line names; none if it names no run."""
     given = {key_of(item): item.partition("=")[2].strip("'\"") for item in arguments if not item.startswith("-")}
-    run_dir, checkpoint = Path(given.get("run_dir", "")), given.get("checkpoint", "null")
+    run_dir, checkpoint = Path(resolved(given.get("run_dir", ""))), resolved(given.get("checkpoint", "null"))
     training = given.get("task", "fit") in ("fit", "check")
     if training and "run_dir" in given and given.get("resume", default_resume()) != "never":
         overrides, folders = of_folder(run_dir)
@@ -37,6 +38,13 @@ def own_settings(arguments: list[str]) -> list[str]:
         for group in GROUPS:
             overrides += values(group, config, folders)
     return [*kept(overrides, given), *search_path(folders, arguments, checkpoint)]
+
+
+def resolved(path: str) -> str:
+    """A path with what its interpolations stand for; as it is where they lead nowhere, which is said elsewhere."""
+    with contextlib.suppress(OmegaConfBaseException):
+        return str(OmegaConf.create({"path": path}).path)
+    return path
 
 
 def key_of(override: str) -> str:

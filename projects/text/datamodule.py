@@ -71,7 +71,7 @@ class TextDataModule(SequenceDataModule):
         check_split(split)
         if revision is not None and tokenizer is None:
             raise UserError(f"revision={revision} of no tokenizer", "revision", "Give a tokenizer.")
-        cache = Cache(user_cache() / "tokens" if cache_dir is None else Path(cache_dir).expanduser())
+        cache = Cache(user_cache("cache_dir") / "tokens" if cache_dir is None else Path(cache_dir).expanduser())
         corpus = Corpus(path, text_field)
         identity = corpus.identity(cache)
         if tokenizer is None:

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mingpt_lightning import GPT, CharTokenizer, LanguageModel
+from mingpt_lightning import GPT, CharTokenizer, LanguageModel, UserError
 from mingpt_lightning.bpe import BPETokenizer
-from mingpt_lightning.datamodule import IGNORE
+from mingpt_lightning.checkpoint import Checkpoint
+from mingpt_lightning.datamodule import IGNORE, Batch
 from mingpt_lightning.text import language_reference
 from projects.adder.datamodule import AdderDataModule, AdderTokenizer
 from projects.text.datamodule import TextDataModule
 from tests.batches import Batches, T, by_hand, difference, random_batch, weights
-from tests.common import MakeGPT, MakeTrainer
+from tests.common import MakeGPT, MakeTrainer, python
 
 # The loss
 
@@ -115,6 +118,65 @@ def test_each_evaluation_starts_from_nothing(make_gpt: MakeGPT, make_trainer: Ma
         total, number = by_hand(system.gpt, [batch])
         (metrics,) = make_trainer(limit_val_batches=1.0).validate(system, datamodule=Batches(batch), verbose=False)
         assert metrics["val/loss"] == pytest.approx(total.item() / number, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `val_dataloader`")
+def test_several_loaders_are_one_evaluation_and_each_by_itself(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
+    system, batches = LanguageModel(make_gpt()), [random_batch([8, 8], seed=1), random_batch([5], seed=2)]
+    loaders = [torch.utils.data.DataLoader([batch], batch_size=None) for batch in batches]
+    trainer = make_trainer(limit_val_batches=1.0, max_epochs=2, max_steps=-1)
+    trainer.fit(system, torch.utils.data.DataLoader([batches[0]] * 3, batch_size=None), loaders)
+    assert trainer.global_step == 6
+    for evaluate, stage in ((trainer.validate, "val"), (trainer.test, "test")):
+        found = evaluate(system, loaders, verbose=False)
+        metrics = {name: value for one in found for name, value in one.items()}
+        sums = [by_hand(system.gpt, [batch]) for batch in batches]
+        total, number = sum(loss.item() for loss, _ in sums), sum(tokens for _, tokens in sums)
+        assert metrics[f"{stage}/loss"] == pytest.approx(total / number, rel=1e-5)
+        for n, (loss, tokens) in enumerate(sums):
+            assert metrics[f"{stage}/loss/dataloader_idx_{n}"] == pytest.approx(loss.item() / tokens, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `val_dataloader`")
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_schedule_ends_with_the_epochs_of_a_plain_loader(
+    make_gpt: MakeGPT, make_trainer: MakeTrainer, accumulate: int
+) -> None:
+    examples = [tuple(tensor[0] for tensor in random_batch([8], seed=n)) for n in range(10)]
+    loader = torch.utils.data.DataLoader(examples, batch_size=2)  # type: ignore[arg-type]
+    asked: set[int] = set()
+    system = LanguageModel(make_gpt(), scheduler=lambda step, total: asked.add(total) or 1.0)
+    trainer = make_trainer(max_epochs=3, max_steps=-1, accumulate_grad_batches=accumulate)
+    trainer.fit(system, loader)
+    assert asked == {trainer.global_step} == {3 * -(-5 // accumulate)}
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*no `val_dataloader`")
+def test_a_loader_without_a_length_needs_a_number_of_steps(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
+    class Stream(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
+        def __iter__(self) -> Iterator[Batch]:
+            return iter([random_batch([8])] * 3)
+
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=None)
+    make_trainer(max_steps=2).fit(LanguageModel(make_gpt()), loader)
+    with pytest.raises(UserError, match=r"the schedule needs to know when training ends.*max_steps"):
+        make_trainer(max_epochs=1, max_steps=-1).fit(LanguageModel(make_gpt()), loader)
+
+
+@pytest.mark.parametrize(("project", "text"), [("adder", "4+5=9"), ("sort", "021 -> 012")])
+def test_a_checkpoint_of_a_project_is_read_by_itself(
+    make_gpt: MakeGPT, make_trainer: MakeTrainer, tmp_path: Path, project: str, text: str
+) -> None:
+    module = import_module(f"projects.{project}.datamodule")
+    data = module.AdderDataModule(ndigit=1) if project == "adder" else module.SortDataModule(length=3)
+    system = LanguageModel(make_gpt(data.vocab_size, data.block_size), tokenizer=data.tokenizer)
+    trainer = make_trainer(max_steps=1, callbacks=[Checkpoint(str(tmp_path))], enable_checkpointing=True)
+    trainer.fit(system, datamodule=data)
+    code = f"""
+from mingpt_lightning import LanguageModel
+print(LanguageModel.load_from_checkpoint({str(tmp_path / "last.ckpt")!r}).tokenizer.name)
+"""
+    assert python(code).stdout == f"{project}\n"
 
 
 def test_metrics_fit_the_task(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:

@@ -52,6 +52,22 @@ def test_the_checkpoint_stands_alone(cli, tmp_path):
     assert LanguageModel.load_from_checkpoint("run").tokenizer.decode([4, 5, 9, 0]) == "4+5=9"
 
 
+def test_an_evaluation_does_not_write_over_another_run(cli):
+    for run in ("run", "other"):
+        assert cli(f"run_dir={run}", "callbacks=none" if run == "other" else "seed=0", *TINY)[0] == 0
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    for folder, holds in (("run", ".ckpt"), ("other", "summary.json")):
+        code, _, err = cli("task=test", "checkpoint=run", f"run_dir={folder}")
+        assert (code, len(err.splitlines())) == (2, 1), err
+        assert f"{folder} holds another run: " in err
+        assert holds in err
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert cli("task=test", "checkpoint=run", "run_dir=result")[0] == 0
+    assert cli("task=test", "checkpoint=run", "run_dir=result")[0] == 0, "the same again"
+    code, _, err = cli("task=validate", "checkpoint=run", "run_dir=result")
+    assert (code, "result holds another run: summary.json" in err) == (2, True)
+
+
 def test_generate_writes_only_text_and_leaves_nothing_behind(cli):
     assert cli("run_dir=run", *CHARS, *TINY)[0] == 0
     before = set(Path().rglob("*"))
@@ -59,7 +75,7 @@ def test_generate_writes_only_text_and_leaves_nothing_behind(cli):
     code, out, err = cli("task=generate", "checkpoint=run", f"prompt={prompt}", "num_samples=2", "max_new_tokens=9")
     assert (code, err) == (0, "")
     assert out.startswith(prompt)
-    assert len(out) == 2 * (len(prompt) + 9 + 1)
+    assert len(out.replace(f"{'-' * 40}\n", "")) == 2 * (len(prompt) + 9 + 1)
     assert set(Path().rglob("*")) == before
     assert cli("task=generate", "checkpoint=run", f"prompt={prompt}", "num_samples=2", "max_new_tokens=9")[1] == out
     code, again, _ = cli("task=generate", "checkpoint=run", f"prompt={prompt}", "max_new_tokens=9", "output=o.jsonl")

@@ -108,6 +108,8 @@ RUNS = [
     (("callbacks.checkpoint.dirpath=/dev/null/x",), 2, "(callbacks.checkpoint.dirpath)"),
     (("trainer.max_time=00:00:00:05", "trainer.max_steps=-1"), 2, "(trainer.max_steps)"),
     (("task=check", "callbacks.early_stopping.monitor=val/beauty"), 2, "(callbacks.early_stopping.monitor)"),
+    (("datamodule=chargpt", "datamodule.split=[0.9,0,0.1]"), 2, "trainer.limit_val_batches=0."),
+    (("datamodule=chargpt", "datamodule.split=[0.9,0,0.1]"), 2, "in the val split (datamodule.split)"),
 ]
 
 PROMPTS = [

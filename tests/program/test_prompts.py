@@ -32,7 +32,7 @@ def test_every_option_arrives(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None
     arguments = {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "repetition_penalty": 1.2, "seed": 5}
     code, out, _ = cli(*GENERATE, "prompt=the", "num_samples=3", *(f"{k}={v}" for k, v in arguments.items()))
     assert code == 0
-    assert out == "".join(f"the{sample.text}\n" for sample in complete(*model, ["the"] * 3, 12, **arguments))
+    assert out == printed([f"the{sample.text}" for sample in complete(*model, ["the"] * 3, 12, **arguments)])
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,36 @@ def test_stop_strings(cli: Cli, model: tuple[GPT, BPETokenizer], argument: str, 
     for number in (1, 4):
         code, out, _ = cli(*GENERATE, "max_new_tokens=60", "prompt=the", argument, f"num_samples={number}")
         assert code == 0
-        assert out == "".join(f"the{s.text}\n" for s in complete(*model, ["the"] * number, 60, seed=0, stop=strings))
+        texts = [f"the{s.text}" for s in complete(*model, ["the"] * number, 60, seed=0, stop=strings)]
+        assert out == printed(texts)
+
+
+def printed(texts: list[str]) -> str:
+    """Texts as they are printed: a line of dashes on either side of one that has several lines itself."""
+    page = ""
+    for n, text in enumerate(texts):
+        page += f"{'-' * 40}\n" * (n > 0 and "\n" in texts[n - 1] + text) + f"{text}\n"
+    return page
+
+
+def test_texts_of_several_lines_are_kept_apart(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:
+    texts = ["the cat", "the\ndog", "the mat.\n", "the log", "the"]
+    assert printed(texts).split(f"{'-' * 40}\n") == ["the cat\n", "the\ndog\n", "the mat.\n\n", "the log\nthe\n"]
+    code, out, _ = cli(*GENERATE, "prompt=the", "num_samples=9", "max_new_tokens=40")
+    assert code == 0
+    assert out == printed([f"the{sample.text}" for sample in complete(*model, ["the"] * 9, 40, seed=0)])
+    assert f"\n{'-' * 40}\nthe" in out
+
+
+@pytest.mark.usefixtures("model")
+def test_a_file_that_holds_something_is_not_overwritten(cli: Cli) -> None:
+    Path("o.jsonl").touch()
+    assert cli(*GENERATE, "prompt=the", "output=o.jsonl")[0] == 0
+    before = Path("o.jsonl").read_text()
+    code, out, err = cli(*GENERATE, "prompt=a", "output=o.jsonl")
+    assert (code, out) == (2, "")
+    assert err == "error: o.jsonl is there already (output). Choose another file, or remove it.\n"
+    assert Path("o.jsonl").read_text() == before != ""
 
 
 def test_a_file_of_prompts_becomes_lines_of_json(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:

@@ -42,6 +42,17 @@ def test_the_command_line_goes_on_where_a_run_was_stopped(cli):
     assert whole["global_step"] == 12
 
 
+def test_a_run_is_found_whose_folder_is_named_by_the_environment(cli, monkeypatch, tmp_path):
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "disk"))
+    assert cli(*TINY[:-1], "run_dir=${oc.env:SCRATCH}/run")[0] == 0
+    code, _, err = cli("run_dir=${oc.env:SCRATCH}/run", "resume=auto", "trainer.max_steps=14")
+    assert code == 0, err
+    assert "changed     trainer.max_steps: 12 in the checkpoint, 14 now" in err
+    code, _, err = cli("checkpoint=${oc.env:SCRATCH}/run", "run_dir=new", "trainer.max_steps=1")
+    assert code == 0, err
+    assert summary("new")["parameters"] == summary("disk/run")["parameters"], "its own model"
+
+
 CHANGES = [
     (("model.n_layer=2",), "model.n_layer: 1 in the checkpoint, 2 now"),
     (("seed=1",), "seed: 0 in the checkpoint, 1 now"),

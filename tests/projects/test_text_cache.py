@@ -154,6 +154,28 @@ def test_a_cache_that_cannot_be_written_is_named(book: Path, tokenizer: str, tmp
         TextDataModule(str(book), tokenizer=tokenizer)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="the home folder of a user that the system doesn't know")
+def test_a_user_without_a_home_is_told_what_to_set(
+    book: Path, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)  # as for a container's user by number
+    with pytest.raises(ResourceError, match=r"this user has no home folder \(cache_dir\)\. Set XDG_CACHE_HOME to"):
+        TextDataModule(str(book), tokenizer=tokenizer)
+    TextDataModule(str(book), tokenizer=tokenizer, cache_dir=str(tmp_path / "mine"))
+    monkeypatch.setenv("HOME", "/dev/null/none")  # a home that doesn't exist
+    with pytest.raises(
+        ResourceError, match=r"cannot write /dev/null/none.*\(cache_dir\)\. Set XDG_CACHE_HOME, or cache"
+    ):
+        TextDataModule(str(book), tokenizer=tokenizer)
+
+
 def test_a_text_that_changes_under_way_is_refused(
     book: Path, tokenizer: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
