@@ -13,7 +13,9 @@ from tests.common import ROOT
 PACKAGE = ROOT / "mingpt_lightning"
 
 ROOMS = {
-    "what everything may use": ("finder", "errors", "files", "console", "signals", "text", "probe", "device", "shuffle"),
+    "what everything may use": (
+        *("finder", "errors", "files", "console", "signals", "text", "probe", "device", "shuffle"),
+    ),
     "text and tokens": ("hub", "tokenizer", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
