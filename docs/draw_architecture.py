@@ -5,6 +5,7 @@
 The order and its groups are those that tests/repository/test_imports.py holds the code to.
 """
 
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def lines_of(module: str) -> int:
 def draw(file: Path = IMAGE) -> None:
     """Draw the rooms from the program at the top to what everything may use at the bottom, with their imports."""
     shown = {name: [m.removeprefix("cli.") for m in modules if "__" not in m] for name, modules in ROOMS.items()}
-    rows = {name: [names[:7], names[7:]] if len(names) > 7 else [names] for name, names in shown.items()}
+    rows = {name: textwrap.wrap(" ".join(names), 71) for name, names in shown.items()}
     heights = {name: 0.56 + 0.24 * len(lines) for name, lines in rows.items()}
     bottoms = {name: sum(list(heights.values())[:number]) for number, name in enumerate(ROOMS)}
     size = (7.9, sum(heights.values()) + 0.1)
@@ -43,7 +44,7 @@ def draw(file: Path = IMAGE) -> None:
         count = f"{sum(map(lines_of, ROOMS[name])):,} lines"
         axes.text(6.95, top, count, fontsize=10, color=MUTED, va="center", ha="right")
         for number, line in enumerate(lines):
-            axes.text(0.25, top - 0.27 - 0.24 * number, "   ".join(line), fontsize=11.5, color=INK, va="center")
+            axes.text(0.25, top - 0.27 - 0.24 * number, line.replace(" ", "   "), fontsize=11.5, color=INK, va="center")
     names = list(ROOMS)
     room_of = {module: name for name, modules in ROOMS.items() for module in modules}
     pairs = ((room_of[m], room_of[other]) for m in room_of for other in ours(path_of(m)))
