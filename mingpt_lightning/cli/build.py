@@ -21,6 +21,8 @@ from mingpt_lightning.cli.annotations import check_values
 from mingpt_lightning.cli.complaints import complaint
 from mingpt_lightning.cli.config import locate
 from mingpt_lightning.cli.limits import check_machine
+from mingpt_lightning.cli.overrides import literal
+from mingpt_lightning.cli.trust import OWN_CODE, trusted
 from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
 
@@ -29,7 +31,7 @@ ALLOWED = (
     *(f"pytorch_lightning.{part}." for part in ("callbacks", "loggers", "profilers", "strategies", "plugins")),
     "lightning_fabric.plugins.",  # where some of these are defined
 )
-"""What a `_target_` may be. Nothing else is imported or called."""
+"""What a `_target_` may be, beside what is `trusted`. Nothing else is imported or called."""
 
 WITHOUT_EFFECT = {
     "limit_predict_batches": "there is no task that predicts",
@@ -39,14 +41,16 @@ WITHOUT_EFFECT = {
 
 
 def check_targets(node: Any, where: str) -> None:
-    """Raise UserError for a `_target_`, at any depth, that isn't a class or function of ALLOWED.
+    """Raise UserError for a `_target_`, at any depth, that isn't a class or function of ALLOWED or of trusted modules.
 
     What the name leads to must be defined there too: an allowed module has imported others, which may do anything.
     """
     if isinstance(node, dict):
         if (target := node.get("_target_")) is not None:
-            known = f"A _target_ is one of {', '.join(ALLOWED)} or your own in projects/."
-            if not isinstance(target, str) or not f"{target}.".startswith(ALLOWED):
+            allowed = (*ALLOWED, *trusted())
+            others = ", ".join(name.rstrip(".") for name in ALLOWED[2:])
+            known = f"{OWN_CODE}; of others, a _target_ may be in {others}."
+            if not isinstance(target, str) or not f"{target}.".startswith(allowed):
                 raise UserError(f"{target} is not allowed", f"{where}._target_", known)
             try:
                 found = get_object(target)
@@ -54,7 +58,7 @@ def check_targets(node: Any, where: str) -> None:
                 what = f"{target} cannot be found: {' '.join(str(error).split())[:200]}"
                 raise UserError(what, f"{where}._target_", "Correct it.") from error
             home = f"{getattr(found, '__module__', None)}.{getattr(found, '__qualname__', '')}"
-            if not callable(found) or not home.startswith((*ALLOWED, "pytorch_lightning.trainer.trainer.Trainer")):
+            if not callable(found) or not home.startswith((*allowed, "pytorch_lightning.trainer.trainer.Trainer")):
                 raise UserError(f"{target} is not allowed: it is {home}", f"{where}._target_", known)
         for name, value in node.items():
             check_targets(value, f"{where}.{name}")
@@ -87,10 +91,12 @@ def build(node: Any, where: str, **arguments: Any) -> Any:
     """
     if not isinstance(node, DictConfig) or "_target_" not in node:
         raise UserError(f"{where} names no class", where, f"Choose one with {where}=NAME, or give it a _target_.")
-    check_targets(OmegaConf.to_container(node, resolve=True), where)
+    plain = OmegaConf.to_container(node, resolve=True)
+    check_targets(plain, where)
     check_parameters(node, where, arguments)
     try:
-        factory = instantiate(node, _convert_="all", _partial_=True)
+        plain = literal(literal(plain))  # Hydra resolves twice, and text that looks like an interpolation is text
+        factory = instantiate(plain, _convert_="all", _partial_=True)
         return factory if node.get("_partial_") else factory(**arguments)
     except UserError as error:
         raise locate(error, node, where) from error

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError
 
 from mingpt_lightning.cli.signatures import keys_of
+from mingpt_lightning.cli.trust import VARIABLE
 from mingpt_lightning.errors import UserError, check_gpt_sizes, nearest
 from mingpt_lightning.objective import direction, solved
 from mingpt_lightning.optim import lr_for_width
@@ -108,6 +109,7 @@ def check_config(cfg: DictConfig) -> None:
     A value that the user gives must have the type of the default that it replaces, or one of its Rule.
     """
     choices = HydraConfig.get().runtime.choices
+    check_places()
     groups: list[Override] = []
     values: list[Override] = []
     for override in OverridesParser.create().parse_overrides(list(HydraConfig.get().overrides.task)):
@@ -146,6 +148,25 @@ def check_config(cfg: DictConfig) -> None:
                 raise UserError(f"{place}={fraction} is not a fraction", place, "Use 0 to 1.")
 
 
+def check_places() -> None:
+    """Raise UserError for a choice that two folders of configs have, of which Hydra takes the first without a word.
+
+    Also for one whose config sets which code is trusted.
+    """
+    hydra = HydraConfig.get()
+    if VARIABLE in hydra.job.env_set:
+        what = f"a config can't say which code is trusted: it sets {VARIABLE}"
+        raise UserError(what, "hydra.job.env_set", "Set it in the shell.")
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    for group, choice in hydra.runtime.choices.items():
+        files = {file.resolve(): None for folder in folders if (file := folder / group / f"{choice}.yaml").is_file()}
+        texts = {file: file.read_text(encoding="utf-8", errors="replace") for file in files}
+        if len({*texts.values()}) > 1:
+            first, second = [*texts][:2]
+            what = f"{group}={choice} is in {first.parents[1]} and in {second.parents[1]}, which hides the second"
+            raise UserError(what, str(group), "Give one of them another name.")
+
+
 def check_rule(key: str, value: Any, rule: Rule) -> None:
     """Raise UserError for a value that a rule excludes."""
     if value is None and not rule.null:
@@ -175,6 +196,8 @@ def check_type(key: str, value: Any, default: Any) -> None:
 def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     """One line for what Hydra and OmegaConf say, in many, about a command line that can't be composed."""
     cause = error.__cause__
+    if isinstance(error, UserError):
+        return error
     if isinstance(error, MissingConfigException) and "/" in (error.missing_cfg_file or ""):
         group, choice = str(error.missing_cfg_file).rsplit("/", 1)
         return UserError(f"{group}={choice} does not exist", group, nearest(choice, error.options or []))
@@ -201,6 +224,15 @@ def explain(error: Exception, overrides: Sequence[str]) -> UserError:
     message = str(error) or type(error).__name__
     first = next(line.strip() for line in message.splitlines() if line.strip())
     return UserError(first, "command line", f"See {program()} --help.")
+
+
+def targets(node: Any, where: str = "") -> dict[str, Any]:
+    """The `_target_` of plain data and of all that is in it, by the dotted keys of their places below `where`."""
+    found = {where: node["_target_"]} if isinstance(node, dict) and "_target_" in node else {}
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for name, value in inside:
+        found |= targets(value, f"{where}.{name}")
+    return found
 
 
 def unknown_key(key: str, cfg: DictConfig, where: str) -> UserError:

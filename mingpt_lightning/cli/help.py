@@ -3,9 +3,11 @@
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from mingpt_lightning import __version__
 from mingpt_lightning.cli.config import CONFIG_DIR, program
+from mingpt_lightning.cli.trust import declared_configs
 
 WIDTH = 100
 GLUE = "\xa0"  # a space at which no line is broken
@@ -55,9 +57,9 @@ ORDER = ("task", "datamodule", "model", "optimizer", "scheduler", "trainer", "ca
 def page(arguments: Sequence[str]) -> str:
     """The answer to --help: the keys of the choices that the command line names, or an overview."""
     choices = [argument.partition("=") for argument in arguments if re.fullmatch(r"[a-z]+=[\w-]+", argument)]
-    known = [(group, choice) for group, _, choice in choices if (CONFIG_DIR / group / f"{choice}.yaml").is_file()]
+    known = [file for group, _, choice in choices for file in files(group, choice)[:1]]
     if known:
-        return "\n".join(choice_page(group, choice) for group, choice in known)
+        return "\n".join(map(choice_page, known))
     groups = [group for group in ORDER if (CONFIG_DIR / group).is_dir()]
     groups += sorted(path.name for path in CONFIG_DIR.iterdir() if path.is_dir() and path.name not in (*ORDER, "hydra"))
     width = max(len(command) for command, _ in EXAMPLES) + 2
@@ -68,6 +70,13 @@ def page(arguments: Sequence[str]) -> str:
     return PAGE.format(program=program(), examples=examples, groups="\n".join(map(group_line, groups)))
 
 
+def files(group: str, choice: str = "*") -> list[Path]:
+    """The YAML of a group's options, ours and those of packages that declare themselves."""
+    return [
+        file for folder in (CONFIG_DIR, *declared_configs()) for file in sorted((folder / group).glob(f"{choice}.yaml"))
+    ]
+
+
 def version() -> str:
     """The answer to --version."""
     return f"mingpt-lightning {__version__}"
@@ -76,7 +85,7 @@ def version() -> str:
 def group_line(group: str) -> str:
     """A group with its options, wrapped; models with their layers x width, or their parameters."""
     options = []
-    for file in sorted((CONFIG_DIR / group).glob("*.yaml")):
+    for file in files(group):
         text = file.read_text(encoding="utf-8")
         sizes = [re.search(rf"^{name}: (\d+)", text, re.MULTILINE) for name in ("n_layer", "n_embd")]
         size = "x".join(found[1] for found in sizes if found)
@@ -88,10 +97,11 @@ def group_line(group: str) -> str:
     return "\n".join(f"  {name:<12}{line}".replace(GLUE, " ") for name, line in zip(names, lines, strict=False))
 
 
-def choice_page(group: str, choice: str) -> str:
-    """One option of a group: what it is, and its keys with their defaults and comments."""
+def choice_page(file: Path) -> str:
+    """One option of a group, by its file: what it is, and its keys with their defaults and comments."""
+    group, choice = file.parent.name, file.stem
     prefix = "" if group in ("task", "experiment") else f"{group}."
-    text = (CONFIG_DIR / group / f"{choice}.yaml").read_text(encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
     title = [line.lstrip("# ") for line in text.splitlines() if line.startswith("# ") and "@package" not in line]
     lines = [f"usage: {program()} {group}={choice} [KEY=VALUE ...]", ""]
     lines += [part for line in title for part in textwrap.wrap(line, WIDTH)]

@@ -20,6 +20,7 @@ from typing import cast
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -30,6 +31,7 @@ from mingpt_lightning.cli.help import page, version
 from mingpt_lightning.cli.overrides import quoted, with_key
 from mingpt_lightning.cli.own_settings import own_settings
 from mingpt_lightning.cli.sweep import FAILED, Failure
+from mingpt_lightning.cli.trust import DeclaredConfigs, declared_configs
 from mingpt_lightning.console import fail, say
 from mingpt_lightning.errors import UserError, nearest, resource_error
 from mingpt_lightning.signals import STOP, Stopped, requeue
@@ -98,7 +100,9 @@ def run_command(arguments: list[str]) -> None:
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = [argument for argument in arguments if argument not in sweep]
     overrides, folder = refuse_options(rest)
-    quotes = [quoted(item, bool(sweep), folder) if item in overrides else item for item in rest]
+    folders = [*folder, *map(str, declared_configs())]
+    quotes = [quoted(item, bool(sweep), folders) if item in overrides else item for item in rest]
+    Plugins.instance().register(DeclaredConfigs)
     FAILED.clear()
     PROCESS.task_began, PROCESS.since = False, time.time() - 0.1
     STOP.install()
@@ -144,7 +148,7 @@ def refuse_options(arguments: list[str]) -> tuple[list[str], list[str]]:
         if option == "--experimental-rerun":
             fail(UserError(f"{option} is not possible", "command line", "It would run code from a file."))
         key = option.lstrip("+~")
-        hydras_own = value.startswith(("hydra", "mingpt_lightning"))
+        hydras_own = value.startswith(("hydra.", "hydra_plugins.", "mingpt_lightning."))
         if key.startswith("hydra.") and key.endswith("_target_") and not hydras_own:
             fail(UserError(f"{value} is not allowed", key, "Hydra's own classes and ours are."))
     usage = f"See {program()} --help."

@@ -81,12 +81,26 @@ def parsed(argument: str) -> Override | None:
 
 def written(value: str, key: str = "") -> str:
     """Text in Hydra's grammar; an interpolation in it stays one, unless the key holds somebody's words."""
-    if value == MISSING:
-        return "'${as_typed:missing}'"
-    text = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
-    if key in SAID or not re.search(INTERPOLATION, text):
-        text = text.replace("${", "\\${")
-    return f"'{text}'"
+    return as_text(value) if key in SAID or not re.search(INTERPOLATION, value) else in_quotes(value)
+
+
+def as_text(value: str) -> str:
+    """Text in Hydra's grammar, in which nothing is an interpolation."""
+    return in_quotes("${as_typed:missing}" if value == MISSING else literal(value))
+
+
+def in_quotes(text: str) -> str:
+    """Text in Hydra's quotes, where an interpolation stays one."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text) + "'"
+
+
+def literal(value: Any) -> Any:
+    """Plain data as a config holds it: what looks like an interpolation in its text is text."""
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    return {name: literal(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def is_quoted(part: str) -> bool:

@@ -6,18 +6,24 @@ and system. What the command gives itself replaces them. The run's folders of YA
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mingpt_lightning.cli.config import CONFIG_DIR, default_resume
-from mingpt_lightning.errors import UserError
+from mingpt_lightning.cli.config import CONFIG_DIR, default_resume, targets
+from mingpt_lightning.cli.overrides import as_text
+from mingpt_lightning.cli.trust import PROVIDER, declared_configs
+from mingpt_lightning.errors import CheckpointError, UserError
 
 GROUPS = ("datamodule", "model", "system")
 """What a checkpoint was made by, and a task that reads it needs."""
+
+
+CHOICE = r"(?!.*\.\.)[\w./ +-]+"
+"""What the name of a choice in a checkpoint may be: not a path to a folder that isn't one of configs."""
 
 
 def own_settings(arguments: list[str]) -> list[str]:
@@ -68,13 +74,18 @@ def of_folder(run_dir: Path) -> tuple[list[str], list[str]]:
         overrides = OmegaConf.to_container(OmegaConf.load(run_dir / ".hydra" / "overrides.yaml"))
         hydra = OmegaConf.load(run_dir / ".hydra" / "hydra.yaml").hydra
         assert isinstance(overrides, list)
+        for item in map(str, overrides):
+            if re.match(r"-|[+~]*hydra\b", item):  # which no run of ours writes there
+                what = f"{run_dir}/.hydra/overrides.yaml has {item!r}, which is not a setting of a run"
+                raise UserError(what, "run_dir", "Do not trust the folder.")
         return [str(item) for item in overrides], folders_of(hydra.runtime.config_sources)
     return [], []
 
 
 def folders_of(sources: Iterable[Any]) -> list[str]:
-    """Of the places of a config, the folders that are not ours: those of --config-dir and hydra.searchpath."""
-    return [str(source.path) for source in sources if source.schema == "file" and source.provider != "main"]
+    """Of the places of a config, those that a command names: the folders of --config-dir and hydra.searchpath."""
+    known = ("main", PROVIDER)
+    return [str(source.path) for source in sources if source.schema == "file" and source.provider not in known]
 
 
 def of_checkpoint(name: str) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def of_checkpoint(name: str) -> dict[str, Any]:
     with contextlib.suppress(Exception):  # whatever a damaged or crafted file leads to
         content = torch.load(find_checkpoint(name), map_location="cpu", weights_only=True, mmap=True)
         config = content[KEY]["config"]
-        if all(re.fullmatch(r"[\w./ +-]+", str(config["choices"].get(group, ""))) for group in GROUPS):
+        if all(re.fullmatch(f"({CHOICE})?", str(config["choices"].get(group) or "")) for group in GROUPS):
             return config
     return {"choices": {}}
 
@@ -94,21 +105,35 @@ def of_checkpoint(name: str) -> dict[str, Any]:
 def values(group: str, config: dict[str, Any], folders: list[str]) -> list[str]:
     """Overrides for the values of a group in a checkpoint that differ from those in the YAML of its choice."""
     name = f"{group}/{config['choices'].get(group)}.yaml"
-    files = [Path(folder, name) for folder in [str(CONFIG_DIR), *folders] if Path(folder, name).is_file()]
+    files = [
+        file
+        for folder in (str(CONFIG_DIR), *map(str, declared_configs()), *folders)
+        if (file := Path(folder, name)).is_file()
+    ]
     default = OmegaConf.to_container(OmegaConf.load(files[0]), resolve=False) if files else {}
     assert isinstance(default, dict)
-    found = []
-    for key, value in config.get(group, {}).items():
-        computed = isinstance(default.get(key), str) and "${" in default[key]
-        if not key.startswith("_") and not computed and value != default.get(key):
-            found.append(f"++{group}.{key}={written(value)}")
-    return found
+    return list(changes(group, config.get(group, {}), default))
+
+
+def changes(name: str, value: Any, default: Any) -> Iterator[str]:
+    """Overrides for what differs in a value from its default; which class a value is made by stays the YAML's."""
+    if isinstance(default, str) and "${" in default:  # computed
+        return
+    if isinstance(value, dict) and value and all(re.fullmatch(r"\w+", key) for key in value):
+        for key in value:
+            if not key.startswith("_"):
+                yield from changes(f"{name}.{key}", value[key], default.get(key) if isinstance(default, dict) else None)
+    elif not targets(value):
+        yield from [f"++{name}={written(value)}"] if value != default else []
+    elif default is not None and value != default:
+        what = f"the checkpoint has other classes in {name} than the YAML of its run's choice"
+        raise CheckpointError(what, "checkpoint", "Give them in the YAML, from which they are taken.")
 
 
 def written(value: Any) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, str):
-        return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value).replace("${", "\\${") + "'"
+        return as_text(value)
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, dict):

@@ -18,7 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from mingpt_lightning.bpe import read_tokenizer
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.cli.build import build, leads_to, target_of
-from mingpt_lightning.cli.config import compose, explain
+from mingpt_lightning.cli.config import compose, explain, targets
+from mingpt_lightning.cli.overrides import literal
+from mingpt_lightning.cli.own_settings import CHOICE
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
@@ -64,7 +66,7 @@ def section(content: dict[str, Any], group: str) -> DictConfig:
     """
     saved = content[KEY]["config"]
     chosen = {name: choice for name, choice in saved["choices"].items() if name in GROUPS and choice is not None}
-    if wrong := [str(choice) for choice in chosen.values() if not re.fullmatch(r"[\w./ +-]+", str(choice))]:
+    if wrong := [str(choice) for choice in chosen.values() if not re.fullmatch(CHOICE, str(choice))]:
         raise CheckpointError(f"the checkpoint names a choice {wrong[0]!r}", "checkpoint", "Do not trust the file.")
     try:
         node: DictConfig = compose([f"{name}={choice}" for name, choice in chosen.items()])[group]
@@ -73,12 +75,16 @@ def section(content: dict[str, Any], group: str) -> DictConfig:
         fix = "Bring the YAML back that the run was trained with, or give its folder by --config-dir."
         raise CheckpointError(f"the checkpoint's run has another config: {found.what}", found.where, fix) from error
     values = saved.get(group, {})
-    trained, now = values.get("_target_", node["_target_"]), node["_target_"]
-    if leads_to(trained) != leads_to(now):
-        what = f"the checkpoint was trained with {trained}, and {group}={chosen.get(group, 'default')} is {now}"
-        raise CheckpointError(what, f"{group}._target_", f"Name that class in configs/{group}/NAME.yaml.")
+    for place, trained in targets(values, group).items():
+        now = OmegaConf.select(node, f"{place}._target_".removeprefix(f"{group}."))
+        if now != trained and now is not None:
+            target_of(OmegaConf.create({"_target_": now}), place)  # so that it's known what it leads to
+        if leads_to(trained) != leads_to(now):
+            what = f"the checkpoint was trained with {trained}, and {group}={chosen.get(group, 'default')} "
+            what += f"is {now}" if place == group else f"has {now or 'nothing'} there"
+            raise CheckpointError(what, f"{place}._target_", f"Name that class in configs/{group}/NAME.yaml.")
     OmegaConf.set_struct(node, False)  # the run may have had keys that the YAML doesn't list
-    node.update({name: value for name, value in values.items() if not name.startswith("_")})
+    node.update({name: literal(value) for name, value in values.items() if not name.startswith("_")})
     return node
 
 
@@ -86,12 +92,15 @@ def check_classes(cfg: DictConfig) -> None:
     """Raise UserError for a class that only the command line names: no checkpoint of the run could be read."""
     choices = HydraConfig.get().runtime.choices
     for group in GROUPS[1:]:
-        if any(item.lstrip("+").startswith(f"{group}._target_=") for item in HydraConfig.get().overrides.task):
+        given = [item for item in HydraConfig.get().overrides.task if item.lstrip("+").startswith(f"{group}.")]
+        if any("_target_" in item for item in given):
             yaml = compose([f"{name}={choices[name]}" for name in GROUPS if choices.get(name)])[group]
-            if leads_to(cfg[group]["_target_"]) != leads_to(yaml["_target_"]):
-                what = f"{cfg[group]['_target_']} is not the class of {group}={choices[group]}"
-                fix = f"Name it in configs/{group}/NAME.yaml, from which checkpoints are read, and choose {group}=NAME."
-                raise UserError(what, f"{group}._target_", fix)
+            known = targets(OmegaConf.to_container(yaml), group)
+            for place, target in targets(OmegaConf.to_container(cfg[group]), group).items():
+                if leads_to(target) != leads_to(known.get(place)):
+                    what = f"{target} is not the class of {group}={choices[group]}"
+                    fix = f"Name it in configs/{group}/NAME.yaml, from which checkpoints are read, "
+                    raise UserError(what, f"{place}._target_", f"{fix}and choose {group}=NAME.")
 
 
 def rebuild(content: dict[str, Any]) -> LanguageModel:

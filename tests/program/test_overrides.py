@@ -10,7 +10,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from mingpt_lightning.cli.overrides import quoted
+from mingpt_lightning.cli.build import build
+from mingpt_lightning.cli.overrides import literal, quoted
+from mingpt_lightning.cli.own_settings import written
 from tests.common import PRETRAINED, SMALL, Cli, summary
 
 TEXT = (
@@ -56,6 +58,8 @@ def typed(count: int) -> list[str]:
         "???",
         "nan",
         "${x",
+        "\\${x",
+        "\\\\${x y}'",
         "it's",
     ]
     return fixed + ["".join(source.choices(PIECES, k=source.randint(1, 8))) for _ in range(count)]
@@ -68,6 +72,14 @@ def value_of(override: str) -> Any:
     value = found.value()
     plain = value if isinstance(value, list | str) or value is None else str(value)
     return OmegaConf.to_container(OmegaConf.create({"x": plain}), resolve=True)["x"]  # type: ignore[index, call-overload]
+
+
+def test_text_from_a_checkpoint_arrives_as_it_was() -> None:
+    for text in [*typed(100), "${oc.env:HOME}", "\\${oc.env:HOME}", "\\\\${oc.create:{a:1}}"]:
+        assert value_of(f"++datamodule.path={written(text)}") == text
+        if text != "???":
+            node = OmegaConf.create({"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": literal(text)})
+            assert build(node, "logger").save_dir == text
 
 
 @pytest.mark.parametrize("key", TEXT)

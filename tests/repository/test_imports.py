@@ -30,7 +30,7 @@ ROOMS = {
         "callbacks",
     ),
     "the program, with Hydra": (
-        *("cli.sweep", "cli.__init__", "cli.signatures", "cli.config", "cli.overrides"),
+        *("cli.sweep", "cli.__init__", "cli.signatures", "cli.trust", "cli.config", "cli.overrides"),
         *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
         *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
         *("cli.export", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
@@ -55,6 +55,7 @@ NO_TORCH = {
     "tokenizer",
     "cli.help",
     "cli.signatures",
+    "cli.trust",
 }  # neither now nor later
 NO_TORCH_AT_ONCE = {*NO_TORCH, "hub", "bpe", "optim", "cli.config", "cli.main", "cli.sweep", "cli.__init__", "__main__"}
 
