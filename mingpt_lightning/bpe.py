@@ -1,42 +1,121 @@
-"""Byte-level BPE, as in GPT-2, from Hugging Face's or OpenAI's files or trained on a text.
+"""Tokenizers of the `tokenizers` library: byte-level BPE as in GPT-2, also trained on a text, and any other kind.
 
-The merges are computed by the `tokenizers` library, which also writes tokenizer.json; a "backend" here is one of its
-tokenizers.
+A "backend" here is one of the library's own tokenizers.
 """
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mingpt_lightning.errors import CheckpointError, UserError
-from mingpt_lightning.hub import Repository
+from mingpt_lightning.errors import UserError
 from mingpt_lightning.text import unicode
 from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
+from mingpt_lightning.tokenizer_files import BYTES, END_OF_TEXT, byte_level, is_byte_level, load_backend, read_files
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
-
-END_OF_TEXT = "<|endoftext|>"
-
-PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
-BYTES = {byte: byte for byte in PRINTABLE} | dict(enumerate(sorted({*range(256)} - {*PRINTABLE}), 256))
-"""The byte behind each character in which GPT-2 writes its vocabulary: "Ġ" (U+0120) is a space."""
 
 PROBE = "".join(map(chr, [*range(0x800), *range(0x800, 0xD800, 999), *range(0xE000, 0x110000, 999)])) + "  e\u0301 \n\n"
 """A text with every byte of UTF-8, repeated spaces, and what a normaliser would change."""
 
 
-class BPETokenizer(Tokenizer):
-    """Byte-level BPE: frequent byte strings are tokens, and any text can be encoded.
+LONGEST = 256
+"""Bytes after which a word is cut when a vocabulary is learned: the time grows with the square of a word's length."""
 
-    tokenizer: the content of a tokenizer.json. `<|endoftext|>` in a text is one token, where the vocabulary has it
-    (end_of_text; None where it hasn't). Ids beyond the vocabulary, which padded models have, decode to nothing.
+
+class FastTokenizer(Tokenizer):
+    """Any tokenizer of the `tokenizers` library, as a pretrained model brings it: WordPiece, Unigram, words, BPE.
+
+    What it does to spaces, case and unknown characters is its own; `BPETokenizer` is one that keeps every text exactly.
+
+    tokenizer: the content of a tokenizer.json. special_tokens: ids by config.json's names, such as
+    {"bos_token_id": 0, "eos_token_id": [2, 3]}; None: beginning and end are `<|endoftext|>`, where the vocabulary has
+    it, else the only special token that there is. end_of_text: what ends a document; None where there is none.
+
+    Raises UserError for anything but a tokenizer.json, and for an id that it lacks.
+    """
+
+    name = "tokenizers"
+
+    def __init__(self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None):
+        self.backend = load_backend(tokenizer)
+        default = self.only_special()
+        if special_tokens is not None and {*numbers(special_tokens)} == {default}:
+            special_tokens = None  # GPT-2's, whose files name it three times
+        given = {} if default is None else {"bos_token_id": default, "eos_token_id": default}
+        self.special_tokens: dict[str, Any] = given if special_tokens is None else dict(special_tokens)
+        added = self.backend.get_added_tokens_decoder()
+        for number in numbers(self.special_tokens):
+            text = self.backend.id_to_token(number)
+            if text is None:
+                what = f"special_tokens={self.special_tokens} has an id that the vocabulary lacks: {number}"
+                raise UserError(what, "special_tokens", f"Use less than {self.vocab_size}.")
+            if number not in added:
+                self.backend.add_special_tokens([text])  # which vocab.json doesn't say
+        self.stop_tokens = tuple(numbers({"eos": self.special_tokens.get("eos_token_id")}))
+        self.end_of_text: int | None = next(iter(self.stop_tokens), None)
+        self.start_token = self.special_tokens.get("bos_token_id", self.end_of_text)
+        arguments = {} if special_tokens is None else {"special_tokens": self.special_tokens}
+        super().__init__(tokenizer=self.backend.to_str(), **arguments)
+
+    def only_special(self) -> int | None:
+        """The id of `<|endoftext|>`, or of the only special token; None where there is neither."""
+        special = [number for number, token in self.backend.get_added_tokens_decoder().items() if token.special]
+        number = self.backend.token_to_id(END_OF_TEXT)
+        return special[0] if number is None and len(special) == 1 else number
+
+    @property
+    def vocab_size(self) -> int:
+        return max(self.backend.get_vocab().values(), default=-1) + 1
+
+    def encode(self, text: str) -> list[int]:
+        return self.backend.encode(unicode(text, "prompt"), add_special_tokens=False).ids
+
+    def encode_prompt(self, text: str) -> list[int]:
+        return self.backend.encode(unicode(text, "prompt")).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """The ids of many texts, on all cores: a uint32 array for each."""
+        encodings = self.backend.encode_batch_fast([unicode(text, "text") for text in texts], add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        size = self.vocab_size
+        return self.backend.decode([token for token in tokens if token < size], skip_special_tokens=False)
+
+    def stream(self, tokens: Iterable[int]) -> Iterator[str]:
+        so_far, shown = list[int](), ""
+        for token in tokens:
+            so_far.append(token)
+            text = self.decode(so_far)
+            if text.startswith(shown) and not text.endswith("\ufffd"):  # which may be a part of a character
+                yield text[len(shown) :]
+                shown = text
+        yield self.decode(so_far)[len(shown) :]
+
+    def hugging_face(self) -> "Backend":
+        return load_backend(self.arguments["tokenizer"])
+
+
+def numbers(special_tokens: Mapping[str, Any]) -> Iterator[int]:
+    """The ids of special tokens, in order."""
+    for given in special_tokens.values():
+        yield from given if isinstance(given, list) else [] if given is None else [given]
+
+
+class BPETokenizer(FastTokenizer):
+    """Byte-level BPE: frequent byte strings are tokens, and any text can be encoded and comes back exactly.
+
+    Arguments as for `FastTokenizer`. The names of added tokens in a text are one token each, `<|endoftext|>` is where
+    the vocabulary has it. Ids beyond the vocabulary, which padded models have, decode to nothing.
 
     Raises UserError for any other kind of tokenizer, and for one that doesn't reproduce every text exactly.
     Source: Radford et al. 2019, section 2.2; Sennrich et al. 2016.
@@ -45,13 +124,8 @@ class BPETokenizer(Tokenizer):
     name = "bpe"
     unit = "byte"
 
-    def __init__(self, tokenizer: str):
-        self.backend = load_backend(tokenizer)
-        self.end_of_text: int | None = self.backend.token_to_id(END_OF_TEXT)
-        if self.end_of_text is not None:
-            self.backend.add_special_tokens([END_OF_TEXT])  # which vocab.json doesn't say
-            self.start_token, self.stop_tokens = self.end_of_text, (self.end_of_text,)
-        super().__init__(tokenizer=self.backend.to_str())
+    def __init__(self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None):
+        super().__init__(tokenizer, special_tokens)
         if not is_byte_level(self.arguments["tokenizer"]) or self.decode(self.encode(PROBE)) != PROBE:
             what = "this tokenizer is not byte-level BPE, or doesn't reproduce every text exactly"
             raise UserError(what, "tokenizer", "Use one like GPT-2's: no normaliser, no added spaces.")
@@ -59,23 +133,33 @@ class BPETokenizer(Tokenizer):
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "BPETokenizer":
         """The tokenizer of a hub id, a folder or a tokenizer.json; also of OpenAI's encoder.json and vocab.bpe."""
-        return cls(read_tokenizer_json(name, revision))
+        content, special_tokens = read_files(name, revision)
+        return cls(content, special_tokens or None)
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int) -> "BPETokenizer":
+    def train(
+        cls, texts: Iterable[str], vocab_size: int, waiting: Callable[[float], None] | None = None
+    ) -> "BPETokenizer":
         """A vocabulary of 256 bytes, the merges that compress these texts most, and `<|endoftext|>` as the last id.
 
         The same texts give the same tokenizer; short ones may offer fewer merges than `vocab_size` has room for.
+        `<|endoftext|>` in a text separates documents. Words, and text without spaces, are cut after LONGEST bytes.
+        waiting: called about every second, with the seconds so far.
+
         Raises UserError when vocab_size is less than 257.
         """
-        from tokenizers import models, pre_tokenizers, trainers
+        from tokenizers import Regex, models, pre_tokenizers, trainers
 
         if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 257:
             raise UserError(f"vocab_size={vocab_size} is too small", "vocab_size", "Use 257, for all bytes, or more.")
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
         backend = byte_level(models.BPE())
-        backend.train_from_iterator((unicode(text, "text") for text in texts), trainer)
+        cut = pre_tokenizers.Split(Regex(f".{{{LONGEST}}}"), "isolated")
+        whole, backend.pre_tokenizer = backend.pre_tokenizer, pre_tokenizers.Sequence([backend.pre_tokenizer, cut])
+        parts = (part for text in texts for part in unicode(text, "text").split(END_OF_TEXT))
+        interruptible(partial(backend.train_from_iterator, parts, trainer), waiting)
+        backend.pre_tokenizer = whole
         backend.add_special_tokens([END_OF_TEXT])
         return cls(backend.to_str())
 
@@ -102,14 +186,6 @@ class BPETokenizer(Tokenizer):
         lengths[[token for token, added in self.backend.get_added_tokens_decoder().items() if added.special]] = 0
         return lengths
 
-    def encode(self, text: str) -> list[int]:
-        return self.backend.encode(unicode(text, "prompt"), add_special_tokens=False).ids
-
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """The ids of many texts, on all cores: a uint32 array for each."""
-        encodings = self.backend.encode_batch_fast([unicode(text, "text") for text in texts], add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
-
     def decode(self, tokens: Sequence[int]) -> str:
         known = self.token_bytes
         return b"".join([known[token] for token in tokens if token < len(known)]).decode("utf-8", "replace")
@@ -121,9 +197,6 @@ class BPETokenizer(Tokenizer):
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
-
-    def hugging_face(self) -> "Backend":
-        return load_backend(self.arguments["tokenizer"])
 
     def show(self, text: str) -> str:
         """How a text is tokenised, as a table: its pre-tokens, their bytes, the tokens that they are merged into, ids.
@@ -145,72 +218,47 @@ class BPETokenizer(Tokenizer):
         return "".join("  ".join(row).rstrip() + "\n" for row in padded)
 
 
-def read_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a hub id, a folder or a tokenizer.json: BPE, or what `CharTokenizer.save` wrote."""
-    content = read_tokenizer_json(name, revision)
-    parts = json.loads(load_backend(content).to_str())
-    if parts["model"]["type"] != "WordLevel":
-        return BPETokenizer(content)
-    vocabulary, unknown = parts["model"]["vocab"], parts["model"]["unk_token"]
-    on_unknown = "skip" if parts["normalizer"] else unknown if unknown in vocabulary else "error"
-    tokenizer = CharTokenizer("".join(vocabulary), on_unknown)
-    if tokenizer.hugging_face().get_vocab() != vocabulary:
-        raise UserError(f"the words of {name} are not characters", "tokenizer", "Use byte-level BPE.")
-    return tokenizer
+def interruptible(work: Callable[[], None], waiting: Callable[[float], None] | None) -> None:
+    """Do work that holds no lock of Python's in a thread, so that a signal ends the wait for it at once.
 
-
-def read_tokenizer_json(name: str | Path, revision: str | None = None) -> str:
-    """The tokenizer.json of a hub id, a folder or a file, built from vocabulary and merges where there is none.
-
-    Raises CheckpointError when it is missing or damaged, and what `Repository` raises.
+    waiting: called about every second, with the seconds so far. Raises what the work raises.
     """
-    from tokenizers import models
+    failed: list[BaseException] = []
 
-    if Path(name).expanduser().is_file() and revision is None:
-        files = [Path(name).expanduser()]
-    else:
-        repository = Repository(name, revision, "tokenizer")
-        files = [repository.require("tokenizer.json", "vocab.json", "encoder.json")]
-        if files[0].name != "tokenizer.json":
-            files.append(repository.require("merges.txt", "vocab.bpe"))
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    began, thread = time.monotonic(), threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(1)
+        if waiting is not None:
+            waiting(time.monotonic() - began)
+    for error in failed:
+        raise error
+
+
+def read_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a hub id, a folder or a tokenizer.json; see `make_tokenizer`."""
+    return make_tokenizer(*read_files(name, revision))
+
+
+def make_tokenizer(content: str, special_tokens: Mapping[str, Any] | None = None) -> Tokenizer:
+    """The content of a tokenizer.json as byte-level BPE, as what `CharTokenizer.save` wrote, or as a FastTokenizer."""
+    parts = json.loads(load_backend(content).to_str())
+    if parts["model"]["type"] == "WordLevel":
+        vocabulary, unknown = parts["model"]["vocab"], parts["model"]["unk_token"]
+        on_unknown = "skip" if parts["normalizer"] else unknown if unknown in vocabulary else "error"
+        if all(len(character) == 1 for character in vocabulary):
+            tokenizer = CharTokenizer("".join(vocabulary), on_unknown)
+            if tokenizer.hugging_face().get_vocab() == vocabulary:
+                return tokenizer
     try:
-        if len(files) == 2:
-            return byte_level(models.BPE.from_file(*map(str, files))).to_str()
-        return files[0].read_text(encoding="utf-8")
-    except Exception as error:  # tokenizers raises nothing more special
-        raise CheckpointError(f"{files[0]} cannot be read: {error}", "tokenizer", "Download it again.") from error
-
-
-def load_backend(content: str) -> "Backend":
-    """The backend of a tokenizer.json, without truncation and padding. Raises UserError for anything else."""
-    from tokenizers import Tokenizer
-
-    try:
-        backend = Tokenizer.from_str(unicode(content, "tokenizer"))
-    except Exception as error:  # tokenizers raises nothing more special
-        raise UserError(f"not a tokenizer.json: {error}", "tokenizer", "Give one that tokenizers wrote.") from error
-    backend.no_truncation()
-    backend.no_padding()
-    return backend
-
-
-def byte_level(model: Any) -> "Backend":
-    """A backend that applies a model's merges to the UTF-8 bytes of GPT-2's pre-tokens."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-
-    backend = Tokenizer(model)
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return backend
-
-
-def is_byte_level(content: str) -> bool:
-    """Whether a tokenizer.json is byte-level BPE that is deterministic and strips no spaces."""
-    parts = json.loads(content)
-    steps = (parts["pre_tokenizer"] or {}).get("pretokenizers", [parts["pre_tokenizer"] or {}])
-    return (
-        parts["model"]["type"] == "BPE"
-        and not parts["model"]["dropout"]
-        and any(step.get("type") == "ByteLevel" for step in steps)
-        and not any(token["lstrip"] or token["rstrip"] for token in parts["added_tokens"])
-    )
+        return BPETokenizer(content, special_tokens or None)
+    except UserError as error:
+        if error.where != "tokenizer":
+            raise
+        return FastTokenizer(content, special_tokens or None)

@@ -42,7 +42,7 @@ def complete(
     open_ended = tokenizer.answer_length is None
     reach = max((len(string.encode()) for string in stop if open_ended), default=0)  # no token is less than a byte
     rows = [prompt_tokens(tokenizer, prompt) for prompt in prompts]
-    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, repeats):
+    for column in decode(gpt, rows, max_new_tokens, Sampling(**sampling), use_cache, repeats, tokenizer.vocab_size):
         values = column.tolist()
         for row in tuple(going):
             if values[row] in ends:
@@ -85,7 +85,8 @@ def stream(
     row = prompt_tokens(tokenizer, prompt)
 
     def tokens() -> Iterator[int]:
-        for column in decode(gpt, [row], max_new_tokens, Sampling(**sampling), use_cache, [repeat]):
+        options = Sampling(**sampling), use_cache, [repeat], tokenizer.vocab_size
+        for column in decode(gpt, [row], max_new_tokens, *options):
             if (token := int(column)) in ends:
                 return
             yield token
@@ -101,7 +102,7 @@ def stream(
 
 def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The tokens of a prompt; of an empty one, the start token. Raises UserError where there is no such token."""
-    if tokens := tokenizer.encode(prompt):
+    if tokens := tokenizer.encode_prompt(prompt):
         return tokens
     if tokenizer.start_token is None:
         raise UserError("the prompt is empty", "prompt", "This model can't start from nothing; give it some text.")

@@ -107,9 +107,11 @@ def decode(
     sampling: Sampling,
     use_cache: bool = True,
     repeats: Sequence[int] | None = None,
+    vocab_size: int | None = None,
 ) -> Iterator[Tensor]:
     """Yield the next token of every row, (B,) int64, `max_new_tokens` times.
 
+    vocab_size: of the tokenizer, which may be less than that of a padded model; the ids beyond it are never chosen.
     repeats: for each row, how many rows before it have the same prompt, so that equal prompts get different samples;
     None counts within this batch. The GPT runs in evaluation mode, and is in its own mode while the caller has control.
     """
@@ -125,8 +127,9 @@ def decode(
     uniform = uniform.to(rows.device, torch.float32 if rows.device.type == "mps" else torch.float64)
     for step in range(max_new_tokens):
         with evaluation(gpt):
-            logits = gpt.logits(rows.hidden()).float()
-        column = sample(logits, sampling, uniform[:, step] if uniform.numel() else None, rows.seen)
+            logits = gpt.logits(rows.hidden())[:, :vocab_size].float()
+        seen = None if rows.seen is None else rows.seen[:, :vocab_size]
+        column = sample(logits, sampling, uniform[:, step] if uniform.numel() else None, seen)
         yield column
         rows.append(column)
 

@@ -164,7 +164,8 @@ class LanguageModel(pl.LightningModule):
 
     def evaluate(self, batch: Batch) -> Tensor:
         """Sums over a batch from which `metrics_of` makes the metrics; see `metrics.metric_sums`."""
-        return metric_sums(self.gpt, batch, self.byte_lengths)
+        vocab_size = None if self.tokenizer is None else self.tokenizer.vocab_size
+        return metric_sums(self.gpt, batch, self.byte_lengths, vocab_size)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.sums.setdefault(dataloader_idx, []).append(self.evaluate(batch))

@@ -20,6 +20,7 @@ from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
 from mingpt_lightning.structure import check_exportable, without_memory
+from mingpt_lightning.tokenizer_files import SPECIAL
 
 if TYPE_CHECKING:
     from mingpt_lightning.tokenizer import Tokenizer
@@ -209,6 +210,18 @@ def own(tensor: Tensor, dtype: torch.dtype, taken: set[int] | None) -> Tensor:
     return tensor if alone and whole and tensor.dtype == dtype else torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
 
 
+def special_texts(backend: Any, special_tokens: dict[str, Any]) -> dict[str, Any]:
+    """The special tokens as tokenizer_config.json has them; the end also stands for padding and for the unknown."""
+    texts, end = {}, special_tokens.get("eos_token_id")
+    for role in SPECIAL:
+        given = special_tokens.get(f"{role}_token_id", end if role in ("pad", "unk") else None)
+        number = given[0] if isinstance(given, list) else given
+        texts[f"{role}_token"] = None if number is None else backend.id_to_token(number)
+    added = [token.content for token in backend.get_added_tokens_decoder().values() if token.special]
+    more = [text for text in added if text not in texts.values()]
+    return texts | ({"additional_special_tokens": more} if more else {})
+
+
 def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
     """Write a folder that `from_pretrained` and transformers load; with a tokenizer, one for AutoTokenizer too.
 
@@ -226,15 +239,14 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         what = f"transformers has no activation={ours['activation']}"
         raise UserError(what, "activation", f"It has: {', '.join(sorted(set(ACTIVATIONS.values())))}.")
     backend = tokenizer.hugging_face() if tokenizer else None
-    end = getattr(tokenizer, "end_of_text", None)
-    ends = {"bos_token_id": end, "eos_token_id": end}
+    special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
+    ends = {"bos_token_id": None, "eos_token_id": None, **{n: i for n, i in special.items() if n != "unk_token_id"}}
     if not (folder / "README.md").exists():
         write_file(folder / "README.md", CARD.format(**ours, n_parameters=gpt.n_parameters))
     write_file(folder / "generation_config.json", ends)
     if backend is not None:
-        text = None if end is None else backend.id_to_token(end)
         options = {"model_max_length": ours["block_size"], "clean_up_tokenization_spaces": False}
-        options |= {"bos_token": text, "eos_token": text, "unk_token": text}
+        options |= special_texts(backend, special)
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     theirs = {to_hf_name(name): transpose_conv1d(name, weight.detach()) for name, weight in gpt.named_parameters()}

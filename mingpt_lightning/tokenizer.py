@@ -67,6 +67,10 @@ class Tokenizer(ABC):
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt. Raises UserError, naming what it cannot encode."""
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The token ids that a model continues: those of the text, and what the tokenizer puts around every prompt."""
+        return self.encode(text)
+
     @abstractmethod
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some token ids."""

@@ -20,10 +20,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
 from mingpt_lightning.cli.own_settings import folders_of
 from mingpt_lightning.cli.restore import build_datamodule, check_classes, is_pretrained, read_named, rebuild
-from mingpt_lightning.cli.start import read_start, start_data, start_model, start_system
+from mingpt_lightning.cli.start import meaning, read_start, start_data, start_model, start_system
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
+from mingpt_lightning.storage import KEY
 
 
 @dataclass
@@ -83,7 +84,9 @@ def assemble_evaluation(cfg: DictConfig) -> Run:
     path, content = read_named(cfg)
     datamodule, system = build_datamodule(content, cfg), rebuild(content)
     gpt = system.gpt.config
-    if datamodule.vocab_size != gpt["vocab_size"] or datamodule.block_size > gpt["block_size"]:
+    known = content[KEY]["tokenizer"]
+    same = known is not None and meaning(known) == meaning(datamodule.tokenizer.state())  # the model may be padded
+    if not (same or datamodule.vocab_size == gpt["vocab_size"]) or datamodule.block_size > gpt["block_size"]:
         what = f"the data has vocab_size={datamodule.vocab_size} and block_size={datamodule.block_size}, "
         what += f"the checkpoint {gpt['vocab_size']} and {gpt['block_size']}"
         raise CheckpointError(what, "datamodule", "Leave out datamodule= to use the run's own data.")

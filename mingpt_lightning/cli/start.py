@@ -1,14 +1,17 @@
 """What a new run starts from: another run's weights, positions and vocabulary, a pretrained model, or nothing."""
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from mingpt_lightning.bpe import read_tokenizer
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.cli.build import build
 from mingpt_lightning.cli.config import locate
 from mingpt_lightning.cli.restore import gpt_maker, is_pretrained, make_datamodule, named_checkpoint, vocabulary
+from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
@@ -63,13 +66,7 @@ def start_model(cfg: DictConfig, datamodule: SequenceDataModule, start: Start | 
     Its positions are the config's, else those that it starts with, else the data's. Raises UserError where a sequence
     of the data is longer, CheckpointError for another model than the checkpoint's.
     """
-    try:
-        gpt: GPT = new_model(cfg, datamodule) if start is None else loaded_model(cfg.model, *start)
-    except UserError as error:
-        if error.where == "vocab_size" and is_pretrained(cfg.model):
-            tokenizer = f"datamodule=text datamodule.tokenizer={cfg.model.name}"
-            error.where, error.fix = "datamodule", f"Give the data the tokenizer of the model: {tokenizer}"
-        raise
+    gpt: GPT = new_model(cfg, datamodule) if start is None else loaded_model(cfg.model, *start)
     if datamodule.block_size > gpt.block_size:
         what = f"block_size={datamodule.block_size} is more than the {gpt.block_size} positions of the model"
         raise UserError(what, "datamodule.block_size", f"Use {gpt.block_size} or less.")
@@ -78,10 +75,35 @@ def start_model(cfg: DictConfig, datamodule: SequenceDataModule, start: Start | 
 
 def new_model(cfg: DictConfig, datamodule: SequenceDataModule) -> Any:
     """A GPT from scratch or a pretrained one, in the vocabulary of the data."""
+    if is_pretrained(cfg.model):
+        gpt: GPT = build(cfg.model, "model")
+        check_vocabulary(cfg, gpt, datamodule)
+        return gpt
     sizes = {"vocab_size": datamodule.vocab_size}
-    if cfg.model.get("block_size") is None and not is_pretrained(cfg.model):
+    if cfg.model.get("block_size") is None:
         sizes["block_size"] = datamodule.block_size
     return build(cfg.model, "model", **sizes)
+
+
+def check_vocabulary(cfg: DictConfig, gpt: GPT, datamodule: SequenceDataModule) -> None:
+    """Give a pretrained model the new tokens of the data, for training. It may have more itself, which are padding.
+
+    Raises UserError where the data is in the tokens of another model.
+    """
+    has, needs = gpt.config["vocab_size"], datamodule.vocab_size
+    if has == needs:
+        return
+    own = None
+    with contextlib.suppress(UserError):
+        own = meaning(read_tokenizer(cfg.model.name, cfg.model.get("revision")).state())
+    if has > needs and (own == meaning(datamodule.tokenizer.state()) if own else 0 < has - needs < has / 10):
+        return
+    what = f"{cfg.model.name} has {has:,} tokens and the data has {needs:,}"
+    if has > needs or cfg.task in ("validate", "test"):
+        fix = f"Give the data the tokenizer of the model: datamodule=text datamodule.tokenizer={cfg.model.name}"
+        raise UserError(what, "datamodule", fix)
+    gpt.grow_vocabulary(needs)
+    console.print(f"note: {what}; the model learns the others", markup=False)
 
 
 def loaded_model(model: DictConfig, file: Path, content: dict[str, Any]) -> GPT:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mingpt_lightning.bpe import BPETokenizer
+from mingpt_lightning.bpe import FastTokenizer
 from mingpt_lightning.errors import UserError
 from mingpt_lightning.text import language_reference, read_text, unicode
 from projects.text.cache import Cache, digest, time_stamp
@@ -63,7 +63,7 @@ class Corpus:
             if time_stamp(file) != stamp:
                 raise UserError(f"{file} changed while it was read", "path", "Try again.")
 
-    def pieces(self, tokenizer: BPETokenizer | None = None) -> Iterator[tuple[str, bool]]:
+    def pieces(self, tokenizer: FastTokenizer | None = None) -> Iterator[tuple[str, bool]]:
         """All text, and which pieces end a document.
 
         The tokens of the pieces are those of the whole documents, except where a document has no place to cut it at
@@ -158,8 +158,10 @@ def parquet_rows(file: Path, field: str) -> Iterator[str]:
         raise UserError(f"{file} cannot be read: {message}", "path", "Recreate the file.") from error
 
 
-def splits_words(tokenizer: BPETokenizer) -> bool:
+def splits_words(tokenizer: FastTokenizer) -> bool:
     """Whether a tokenizer parts words at spaces and line ends before it merges anything, as nearly all do."""
+    if tokenizer.backend.pre_tokenizer is None:
+        return False
     pieces = tokenizer.backend.pre_tokenizer.pre_tokenize_str("a b\nc 1\n2")
     names = tokenizer.backend.get_added_tokens_decoder().values()
     return {1, 3, 5, 7} <= {start for _, (start, _) in pieces} and not any(re.search(r"\s", n.content) for n in names)

@@ -7,15 +7,18 @@ once, in windows that don't overlap.
 
 import mmap
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mingpt_lightning.bpe import BPETokenizer
+from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, make_tokenizer
+from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import (
     BatchLoader,
     SequenceDataModule,
@@ -26,6 +29,7 @@ from mingpt_lightning.datamodule import (
 )
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.text import user_cache
+from mingpt_lightning.tokenizer_files import read_files
 from projects.text.cache import Cache, digest
 from projects.text.corpus import Corpus
 
@@ -34,6 +38,9 @@ VERSION = 1
 
 BATCH = 2**21  # characters that are tokenised at a time
 TRAINED_ON = 2**28  # the most characters that a new vocabulary is trained on
+PATIENCE = 10.0
+"""Seconds between two lines that say how far something is."""
+
 LARGE = 2**28  # bytes of tokens that may not stay in memory, so that they are read in small pieces
 
 
@@ -42,14 +49,15 @@ class TextDataModule(SequenceDataModule):
 
     path, text_field: which documents; see `Corpus`.
     tokenizer: a hub id, a folder, a tokenizer.json or the content of one, at `revision` on the hub; None trains one
-    of `vocab_size` tokens on the text.
+    of `vocab_size` tokens on the text. special_tokens: ids by config.json's names, such as {"eos_token_id": 2}, which
+    replace those in the tokenizer's files; see `FastTokenizer`.
     split: the fractions of the tokens for training, validation and test, in this order. shuffle: False trains on
     windows that don't overlap, in the order of the text. cache_dir: None is the user's cache folder.
 
     Raises UserError for a text that is missing, empty, not UTF-8 or too short, ResourceError for an unwritable cache.
     """
 
-    tokenizer: BPETokenizer
+    tokenizer: FastTokenizer
 
     def __init__(
         self,
@@ -57,6 +65,7 @@ class TextDataModule(SequenceDataModule):
         *,
         tokenizer: str | None = None,
         revision: str | None = None,
+        special_tokens: dict[str, int | list[int]] | None = None,
         vocab_size: int = 2048,
         text_field: str = "text",
         block_size: int = 64,
@@ -79,7 +88,11 @@ class TextDataModule(SequenceDataModule):
             entry = cache.entry(key, partial(write_tokenizer, corpus, vocab_size))
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
         given = tokenizer.lstrip().startswith("{")
-        self.tokenizer = BPETokenizer(tokenizer) if given else BPETokenizer.from_pretrained(tokenizer, revision)
+        content, ids = (tokenizer, {}) if given else read_files(tokenizer, revision)
+        made = make_tokenizer(content, ids if special_tokens is None else special_tokens)
+        if not isinstance(made, FastTokenizer):
+            raise UserError("this is a vocabulary of characters", "tokenizer", "Use chargpt for text by character.")
+        self.tokenizer = made
         key = digest(VERSION, identity, self.tokenizer.arguments)
         entry = cache.entry(key, partial(write_tokens, corpus, self.tokenizer))
         self.fingerprint = key
@@ -108,7 +121,7 @@ def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(mapped, dtype)
 
 
-def token_type(tokenizer: BPETokenizer) -> np.dtype:
+def token_type(tokenizer: FastTokenizer) -> np.dtype:
     """The integer type of the tokens on disk: two bytes where they suffice."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
 
@@ -116,11 +129,18 @@ def token_type(tokenizer: BPETokenizer) -> np.dtype:
 def write_tokenizer(corpus: Corpus, vocab_size: int, folder: Path) -> None:
     """Train a tokenizer on a text and write its tokenizer.json into a folder."""
     texts = first(with_progress(corpus, corpus.pieces(), "counting words"), TRAINED_ON)
-    tokenizer = BPETokenizer.train(texts, vocab_size)
+    say = Reporter()
+    try:
+        tokenizer = BPETokenizer.train(
+            texts, vocab_size, lambda seconds: say(f"learning a vocabulary: {seconds:.0f} s")
+        )
+    except BaseException:  # such as a signal, while a bar is on the screen
+        Console(stderr=True).show_cursor()
+        raise
     (folder / "tokenizer.json").write_text(tokenizer.arguments["tokenizer"], encoding="utf-8")
 
 
-def write_tokens(corpus: Corpus, tokenizer: BPETokenizer, folder: Path) -> None:
+def write_tokens(corpus: Corpus, tokenizer: FastTokenizer, folder: Path) -> None:
     """Write all tokens of a text, one after the other, into tokens.bin of a folder."""
     dtype = token_type(tokenizer)
     end = np.array([] if tokenizer.end_of_text is None else [tokenizer.end_of_text], dtype).tobytes()
@@ -155,10 +175,26 @@ def batches(pieces: Iterator[tuple[str, bool]]) -> Iterator[list[tuple[str, bool
 
 
 def with_progress(corpus: Corpus, pieces: Iterator[tuple[str, bool]], what: str) -> Iterator[tuple[str, bool]]:
-    """The pieces, with a bar on standard error that shows how far they are, if that is a terminal."""
+    """The pieces, while standard error shows how far they are: by a bar if it's a terminal, else by a line at times."""
     columns = TextColumn(what), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
+    terminal, say, done = sys.stderr.isatty(), Reporter(), 0
+    with Progress(*columns, console=Console(stderr=True), disable=not terminal, transient=True) as progress:
         task = progress.add_task(what, total=corpus.size or None)
         for piece in pieces:
             yield piece
-            progress.advance(task, len(piece[0].encode()))
+            done += len(piece[0].encode())
+            progress.update(task, completed=done)
+            if not terminal and corpus.size:
+                say(f"{what}: {done / corpus.size:.0%} of {decimal(corpus.size)}")
+
+
+class Reporter:
+    """Prints what it is given on standard error, but never sooner than PATIENCE seconds after the time before."""
+
+    def __init__(self) -> None:
+        self.before = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        if time.monotonic() - self.before >= PATIENCE:
+            self.before = time.monotonic()
+            console.print(text, markup=False)

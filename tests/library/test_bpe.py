@@ -1,6 +1,7 @@
 """Byte-level BPE: any text to tokens and back without loss, the same as everybody else's."""
 
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mingpt_lightning import Tokenizer, UserError
-from mingpt_lightning.bpe import BPETokenizer, read_tokenizer
+from mingpt_lightning.bpe import LONGEST, BPETokenizer, read_tokenizer
 from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.text import language_reference
 from tests.common import FOX, ODD
@@ -157,6 +158,21 @@ def test_half_a_character_is_no_text_to_train_on() -> None:
 
 
 # Files
+
+
+def test_no_merge_is_spent_on_separators_of_documents() -> None:
+    text = "a<|endoftext|>b<|endoftext|>" * 50
+    assert BPETokenizer.train([text], 400).vocab_size == 257
+    assert BPETokenizer.train([text], 300).encode("b<|endoftext|>")[-1] == 256
+
+
+def test_text_without_spaces_is_learned_in_pieces() -> None:
+    letters = random.Random(0).choices("ACGT", k=300_000)  # as one word, it would take half an hour
+    tokenizer = BPETokenizer.train(["".join(letters)], 400)
+    assert tokenizer.vocab_size == 400
+    assert len(tokenizer.encode("".join(letters[:1000]))) < 500
+    words = "a " + "b" * LONGEST + " " + "c" * LONGEST * 2
+    assert max(map(len, BPETokenizer.train([words * 9], 2000).token_bytes)) <= LONGEST
 
 
 def vocabulary_and_merges(bpe: BPETokenizer, folder: Path, names: tuple[str, str]) -> Path:

@@ -12,10 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from mingpt_lightning import GPT, BPETokenizer, LanguageModel
 from mingpt_lightning.completion import complete
-from tests.common import PRETRAINED, ROOT, SMALL, TINY, Cli, summary
+from tests.common import CATS, FOX, PRETRAINED, ROOT, SMALL, TINY, Cli, MakeGPT, summary
 
 GENERATE = ("task=generate", *PRETRAINED, "max_new_tokens=12")
 
@@ -187,6 +188,57 @@ def test_a_pretrained_model_is_tested_and_learns_on(cli: Cli) -> None:
     assert cli("task=test", "checkpoint=run", "run_dir=again")[0] == 0
     again = summary("again")["metrics"]
     assert again["test/loss"] == pytest.approx(after["test/loss"], abs=1e-6)
+
+
+def test_a_padded_model_is_tested_trained_and_sampled_in_its_tokenizers_words(cli: Cli, make_gpt: MakeGPT) -> None:
+    tokenizer = BPETokenizer.train([CATS], 274)
+    gpt = make_gpt(304, block_size=32, scale=2.0)
+    with torch.no_grad():
+        gpt.token_embedding.weight[274:] = gpt.token_embedding.weight[65]  # as likely as a letter
+    gpt.save_pretrained("gpt", tokenizer)
+    Path("book.txt").write_text(CATS * 20)
+    data = (*TEXT_DATA, "datamodule=text", "datamodule.tokenizer=gpt")
+    code, _, err = cli("task=test", *PRETRAINED, *data, "run_dir=before")
+    assert code == 0, err
+    steps = ("trainer.max_steps=5", "trainer.val_check_interval=5")
+    code, _, err = cli("experiment=finetune_gpt2", PRETRAINED[1], *TEXT_DATA, *steps, "run_dir=run")
+    assert code == 0, err
+    assert LanguageModel.load_from_checkpoint("run").gpt.config["vocab_size"] == 304
+    assert cli("task=test", "checkpoint=run")[0] == 0
+    code, _, err = cli("checkpoint=run", "run_dir=new", *steps)
+    assert code == 0, err
+    for source in (PRETRAINED, ("checkpoint=run",)):
+        code, _, _ = cli("task=generate", *source, "prompt=the", "num_samples=20", "temperature=2", "output=o.jsonl")
+        assert code == 0
+        texts = [json.loads(line)["completion"] for line in Path("o.jsonl").read_text().splitlines()]
+        Path("o.jsonl").unlink()
+        assert texts == [s.text for s in complete(*loaded(source), ["the"] * 20, 200, seed=0, temperature=2)]
+        tokens = loaded(source)[0].generate([torch.tensor(tokenizer.encode("the"))] * 20, 100, seed=0, temperature=2)
+        assert any(int(row.max()) >= 274 for row in tokens), "without a tokenizer, they are chosen"
+
+
+def loaded(source: tuple[str, ...]) -> tuple[GPT, BPETokenizer]:
+    """The model and tokenizer of a command line."""
+    if source == PRETRAINED:
+        return GPT.from_pretrained("gpt"), BPETokenizer.from_pretrained("gpt")
+    system = LanguageModel.load_from_checkpoint("run")
+    assert isinstance(system.tokenizer, BPETokenizer)
+    return system.gpt, system.tokenizer
+
+
+@pytest.mark.usefixtures("model", "book")
+def test_a_model_grows_for_training_only_and_says_so(cli: Cli) -> None:
+    BPETokenizer.train([CATS + FOX], 290).save("other")
+    data = (*TEXT_DATA, "datamodule=text", "datamodule.tokenizer=other")
+    more = BPETokenizer.from_pretrained("other").vocab_size
+    code, _, err = cli("task=test", *PRETRAINED, *data)
+    assert (code, len(err.splitlines())) == (2, 1), err
+    assert f"gpt has 274 tokens and the data has {more} (datamodule). Give the data the tokenizer of the model" in err
+    code, _, err = cli(*PRETRAINED, *data, *TINY[3:], "run_dir=run")
+    assert code == 0, err
+    assert f"note: gpt has 274 tokens and the data has {more}; the model learns the others" in err
+    code, _, err = cli(*PRETRAINED, "datamodule=chargpt", *TEXT_DATA, "run_dir=chars")
+    assert (code, "gpt has 274 tokens and the data has" in err) == (2, True)
 
 
 @pytest.mark.usefixtures("model", "book")

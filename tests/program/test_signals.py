@@ -1,10 +1,13 @@
 """Being asked to stop in training: by a person, a scheduler, or a closed pipe."""
 
 import os
+import random
 import shlex
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,3 +104,18 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path):
     text = shown.decode(errors="replace")
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
     assert text.index("\x1b[?25h") < text.index("stopped before the end")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_learning_of_a_vocabulary(tmp_path: Path, number: int) -> None:
+    (tmp_path / "dna.txt").write_text("".join(random.Random(0).choices("ACGT", k=4_000_000)))
+    data = ("datamodule=text", "datamodule.path=dna.txt", "datamodule.vocab_size=30000")
+    command = [sys.executable, str(ROOT / "main.py"), *data, f"datamodule.cache_dir={tmp_path / 'cache'}"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        while not list(tmp_path.glob("cache/*.part")) and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 128 + number, err
+    assert err == f"stopped by {signal.Signals(number).name}\n"

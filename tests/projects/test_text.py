@@ -194,7 +194,7 @@ def test_a_checkpoint_restores_it(book: Path, tokenizer: str) -> None:
 
 def test_what_is_no_bpe_is_refused(book: Path, tmp_path: Path) -> None:
     CharTokenizer(FOX).hugging_face().save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match="not byte-level BPE"):
+    with pytest.raises(UserError, match="this is a vocabulary of characters"):
         TextDataModule(str(book), tokenizer=str(tmp_path))
 
 

@@ -16,7 +16,7 @@ ROOMS = {
     "what everything may use": (
         *("finder", "errors", "files", "console", "signals", "text", "probe", "device", "shuffle"),
     ),
-    "text and tokens": ("hub", "tokenizer", "bpe"),
+    "text and tokens": ("hub", "tokenizer", "tokenizer_files", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": ("generation", "inference", "pretrained", "completion"),
     "data, optimizers, metrics": ("objective", "optim", "muon", "dataset", "datamodule", "metrics"),
@@ -57,7 +57,18 @@ NO_TORCH = {
     "cli.signatures",
     "cli.trust",
 }  # neither now nor later
-NO_TORCH_AT_ONCE = {*NO_TORCH, "hub", "bpe", "optim", "cli.config", "cli.main", "cli.sweep", "cli.__init__", "__main__"}
+NO_TORCH_AT_ONCE = {
+    *NO_TORCH,
+    "hub",
+    "bpe",
+    "tokenizer_files",
+    "optim",
+    "cli.config",
+    "cli.main",
+    "cli.sweep",
+    "cli.__init__",
+    "__main__",
+}
 
 
 def path_of(module: str) -> Path:
