@@ -6,6 +6,7 @@ of `storage.py`.
 """
 
 import signal
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +35,22 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict) or "state_dict" not in content:
         what = f"{file} is not a checkpoint of mingpt_lightning but {guess_origin(content)}"
-        fix = "Give a file that this library wrote; a folder in Hugging Face's layout loads as a pretrained model."
+        fix = "Give a file that this library wrote. GPT.from_pretrained and task=export read other GPT-2s."
         raise CheckpointError(what, "checkpoint", fix)
     if ours.get("format", 1) > FORMAT:
         version = f"format {ours['format']}, of version {ours.get('version')}"
         what = f"{file} has {version}; this version reads up to {FORMAT}"
         raise CheckpointError(what, "checkpoint", "Update mingpt_lightning.")
     return content
+
+
+def is_own(file: Path) -> bool:
+    """Whether a file is a checkpoint of this library, or a damaged one; reads little of it."""
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # not a zip file: torch's old format, or anything else
+        return zipfile.is_zipfile(file)
+    return isinstance(content, dict) and KEY in content
 
 
 def guess_origin(content: Any) -> str:

@@ -7,7 +7,9 @@ what the files mean.
 import json
 import math
 import os
+import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -118,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())}", WHERE, FIX) from error
+        raise unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object", WHERE, FIX)
     return content
@@ -140,7 +142,7 @@ def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
                 with safe_open(path, "pt") as file:  # each time anew: what has been read is in memory until it closes
                     yield name, file.get_tensor(name)
         else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+            tensors = load_tensors(path)
             for name, tensor in tensors.items():
                 plain = isinstance(tensor, torch.Tensor) and tensor.is_cpu and tensor.layout is torch.strided
                 if not isinstance(name, str) or not plain:
@@ -148,8 +150,64 @@ def read_tensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
             for name in sorted(tensors, key=lambda name: tensors[name].numel(), reverse=True):
                 yield name, tensors.pop(name).detach()
     except Exception as error:  # whatever such a file makes its reader raise
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} cannot be read: {reason}", WHERE, FIX) from error
+        raise unreadable(path, error) from error
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote into a file: plain data and tensors. Raises CheckpointError for anything else."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever such a file makes its reader raise
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: Exception) -> CheckpointError:
+    """The error for a file that can't be read: what it is instead, else what its reader says."""
+    if isinstance(error, CheckpointError):
+        return error
+    if what := damage(path):
+        return CheckpointError(f"{path} cannot be read: it {what}", WHERE, "Download it again.")
+    if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it with all the code in it
+        found = re.search(r"GLOBAL (\S+)|(?:global|class|function) [`'\"]?([\w.]+\.\w+)", str(error))
+        name = f" ({found[1] or found[2]})" if found else ""
+        what = f"{path} cannot be read: it holds other objects than tensors{name}, none of which was loaded"
+        return CheckpointError(what, WHERE, "Save a state_dict of plain tensors in Python, and load that.")
+    return CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}", WHERE, FIX)
+
+
+def damage(path: Path) -> str | None:
+    """What a file is that a download left in the place of a model's; None where it isn't known to be damaged."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(512)
+    except OSError:
+        return None
+    if not size:
+        return "is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of git-lfs, not the file itself: `git lfs pull` fetches it"
+    if re.match(rb"\s*(<!doctype|<html|<\?xml|<head)", start, re.IGNORECASE):
+        return "is a web page, not the file itself"
+    if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
+        return f"is not all of the file: it ends after {size:,} bytes"
+    if path.suffix == ".safetensors":
+        return cut_off(path, size)
+    return None
+
+
+def cut_off(path: Path, size: int) -> str | None:
+    """How much of a file of safetensors is there, if it isn't all of it, by the offsets in its header."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(length) if length < 2**27 else b"")
+        whole = 8 + length + max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    except (OSError, ValueError, TypeError, LookupError):
+        return "is not all of the file, or none of safetensors" if size < 2**20 else None
+    return f"is not all of the file: it has {size:,} of {whole:,} bytes" if size < whole else None
 
 
 def write_file(path: Path, content: "str | dict[str, Any] | dict[str, Tensor]") -> None:

@@ -1,26 +1,25 @@
 """Loading and saving GPT-2 in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
 
 Notable: no transformers model is built, so loading takes little more memory than the weights. Whatever our GPT would
-compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite. This module knows
-nothing of training, Lightning or transformers.
+compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite; of heads beside
+the language model's, and of wrappers' names, a note is printed. This module knows nothing of training or transformers.
 
 Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaults these are.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
 from mingpt_lightning.structure import check_exportable, without_memory
 from mingpt_lightning.tokenizer_files import SPECIAL
+from mingpt_lightning.weights import DTYPES, Weights, read_state_dict, read_weights, to_hf_name, transpose_conv1d
 
 if TYPE_CHECKING:
     from mingpt_lightning.tokenizer import Tokenizer
@@ -45,33 +44,22 @@ ACTIVATIONS = {  # theirs: ours; of several for one of ours, the first is what w
 }
 ONLY = {  # the one value of a setting that our GPT computes
     "model_type": "gpt2",
+    "add_cross_attention": False,
+    "quantization_config": None,
+}
+SWITCHES = {  # settings that our GPT computes either way: scales by other queries, precision by float32
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "reorder_and_upcast_attn": False,
-    "add_cross_attention": False,
     "tie_word_embeddings": True,
-    "quantization_config": None,
 }
 GPT2 = {  # the one value of ours that theirs computes
     "norm": "layernorm",
     "bias": True,
     "position": "learned",
     "qk_norm": False,
-    "tie_embeddings": True,
     "logit_softcap": None,
 }
-PARTS = {  # of a parameter's name: ours to theirs
-    "token_embedding": "wte",
-    "position_embedding": "wpe",
-    "blocks": "h",
-    "norm_1": "ln_1",
-    "norm_2": "ln_2",
-    "norm": "ln_f",
-    "qkv": "c_attn",
-    "fc": "c_fc",
-    "proj": "c_proj",
-}
-DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WHERE, FIX = "name", "Choose a GPT-2 language model in Hugging Face's layout."
 CARD = """A GPT-2 written by mingpt-lightning: {n_parameters:,} parameters,
 n_layer={n_layer}, n_head={n_head}, n_embd={n_embd}, vocab_size={vocab_size}, block_size={block_size}.
@@ -90,29 +78,33 @@ def from_pretrained(
     vocab_size: int | None = None,
     block_size: int | None = None,
     dropout: float | Sequence[float] | None = None,
-    dtype: torch.dtype = torch.float32,
+    n_head: int | None = None,
+    dtype: torch.dtype | None = torch.float32,
 ) -> GPT:
     """A GPT with the weights of a GPT-2, in evaluation mode.
 
-    name: a folder in Hugging Face's layout or a hub id. revision: a branch, tag or commit on the hub.
+    name: a folder in Hugging Face's layout, a hub id, or a file of weights alone, such as a checkpoint of nanoGPT or
+    minGPT; see `read_state_dict`. revision: a branch, tag or commit on the hub.
     vocab_size: more tokens than it has; see `GPT.grow_vocabulary`. block_size: fewer positions than it has.
-    dropout: instead of what its config says. dtype: of the weights, whatever the files hold.
+    dropout: instead of what its config says. n_head: where a file doesn't tell. dtype: of the weights; None: as stored.
 
     Raises CheckpointError, naming file and key or tensor, for files that are missing, damaged, or not a GPT-2 that our
     GPT computes exactly; ResourceError when the hub cannot be reached; UserError for a change that cannot be made.
     """
-    repository = Repository(name, revision)
-    arguments = gpt_arguments(repository.require("config.json"))
+    source = open_weights(name, revision, n_head)
+    arguments = source.arguments
     tokens = arguments["vocab_size"]
     if vocab_size is not None and vocab_size < tokens:
         fix = f"Tokenize the data with the model's own tokenizer: tokenizer={name}."
         raise UserError(f"{name} has {tokens} tokens and the data has {vocab_size}", "vocab_size", fix)
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype} cannot hold weights", "dtype", "Use torch.float32 or torch.bfloat16.")
     gpt = without_memory(arguments if dropout is None else arguments | {"dropout": dropout})
-    weights = read_weights(repository, gpt, dtype)
-    gpt.load_state_dict(weights | {"head.weight": weights["token_embedding.weight"]}, assign=True)
-    gpt.head.weight = gpt.token_embedding.weight  # which assigning has separated
+    weights = read_weights(source, gpt, dtype)
+    tied = {"head.weight": weights["token_embedding.weight"]} if arguments["tie_embeddings"] else {}
+    gpt.load_state_dict(weights | tied, assign=True)
+    if tied:
+        gpt.head.weight = gpt.token_embedding.weight  # which assigning has separated
     if block_size is not None and block_size != gpt.block_size:
         gpt.crop_block_size(block_size)
     if vocab_size is not None and vocab_size != tokens:
@@ -120,8 +112,27 @@ def from_pretrained(
     return gpt.eval()
 
 
-def gpt_arguments(path: Path) -> dict[str, Any]:
-    """What a config.json means for the constructor of GPT. Raises CheckpointError for what that cannot express."""
+def open_weights(name: str | Path, revision: str | None, n_head: int | None) -> Weights:
+    """The weights of a hub id, a folder or a file."""
+    path = Path(name).expanduser()
+    in_folder = path.suffix == ".safetensors" or (path.suffix == ".bin" and path.with_name("config.json").is_file())
+    if path.is_file() and not in_folder:
+        return read_state_dict(path, n_head)
+    repository = Repository(path.parent if path.is_file() else name, revision)
+    config = repository.require("config.json")
+    arguments, factors = gpt_arguments(config)
+    if n_head not in (None, arguments["n_head"]):
+        raise UserError(f"{config} has n_head={arguments['n_head']}, not {n_head}", "n_head", "Leave it out.")
+    files = repository.weight_files()
+    tensors = (pair for file in files for pair in read_tensors(file))
+    return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", False, factors)
+
+
+def gpt_arguments(path: Path) -> tuple[dict[str, Any], list[float]]:
+    """What a config.json means for the constructor of GPT, and for the queries of each layer.
+
+    Raises CheckpointError for what that cannot express.
+    """
     config = read_json(path)
 
     def take(key: str, default: Any, usable: Callable[[Any], bool], rule: str, alias: str = "") -> Any:
@@ -139,6 +150,8 @@ def gpt_arguments(path: Path) -> dict[str, Any]:
 
     for key, value in ONLY.items():
         take(key, value, [value].__contains__, f"{key}={value} only")
+    is_switch = [True, False].__contains__
+    switches = {key: take(key, value, is_switch, "true or false") for key, value in SWITCHES.items()}
     size, rate, known = "one positive integer", "a number in [0, 1)", f"one of {', '.join(ACTIVATIONS)}"
     sizes = {ours: take(key, default, is_size, size, alias) for ours, (key, alias, default) in SIZES.items()}
     dropout = [take(key, 0.1, is_rate, rate) for key in DROPOUTS]
@@ -147,67 +160,16 @@ def gpt_arguments(path: Path) -> dict[str, Any]:
         check_gpt_sizes(sizes["n_layer"], sizes["n_head"], sizes["n_embd"])
     except UserError as error:
         raise CheckpointError(f"{path}: {error.what}", WHERE, FIX) from error
-    return {
+    arguments = {
         **sizes,
         "dropout": dropout if len(set(dropout)) > 1 else dropout[0],
         "activation": ACTIVATIONS[activation],
         "norm_eps": take("layer_norm_epsilon", 1e-5, is_rate, rate),
+        "tie_embeddings": switches["tie_word_embeddings"],
     }
-
-
-def to_hf_name(name: str) -> str:
-    """Hugging Face's name for one of our parameters: blocks.0.attn.qkv.weight is h.0.attn.c_attn.weight."""
-    return ".".join(PARTS.get(part, part) for part in name.split("."))
-
-
-def transpose_conv1d(name: str, weight: Tensor) -> Tensor:
-    """The weight as transformers' Conv1D stores it: the matrices of linear layers transposed. name: ours."""
-    return weight.T if name.endswith(("qkv.weight", "fc.weight", "proj.weight")) else weight
-
-
-def read_weights(repository: Repository, gpt: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights of a repository under our names, each in memory of its own; `gpt` tells names and shapes.
-
-    Raises CheckpointError that lists what is missing, unknown, misshapen, not finite, or stored twice and different.
-    """
-    likes = {to_hf_name(name): (name, transpose_conv1d(name, like).shape) for name, like in gpt.named_parameters()}
-    weights: dict[str, Tensor] = {}
-    seen: dict[str, str] = {}  # our name to the one in the file
-    problems = []
-    for path in repository.weight_files():
-        for stored, tensor in read_tensors(path):
-            theirs = stored.removeprefix("transformer.")
-            if re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", theirs):  # old files hold their causal masks
-                continue
-            name, shape = likes.get("wte.weight" if theirs == "lm_head.weight" else theirs, ("", None))
-            if shape is None:
-                problems.append(f"{stored} is unknown")
-            elif tensor.shape != shape or tensor.dtype not in DTYPES:
-                problems.append(f"{stored} is {tensor.dtype} {list(tensor.shape)}, not {list(shape)}")
-            elif name not in weights:
-                taken = None if path.suffix == ".safetensors" else {other.data_ptr() for other in weights.values()}
-                weights[name] = own(transpose_conv1d(name, tensor), dtype, taken)
-                if not all(map(math.isfinite, weights[name].aminmax())):  # takes no memory, unlike isfinite
-                    problems.append(f"{stored} holds NaN or infinity")
-            elif not torch.equal(weights[name], transpose_conv1d(name, tensor).to(dtype)):
-                problems.append(f"{seen[name]} and {stored} differ")
-            seen[name] = stored
-    problems += [f"{theirs} is missing" for theirs, (name, _) in likes.items() if name not in seen]
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        what = f"the weights of {repository.name} are not those of its config.json: {'; '.join(problems[:3])}{more}"
-        raise CheckpointError(what, WHERE, FIX)
-    return weights
-
-
-def own(tensor: Tensor, dtype: torch.dtype, taken: set[int] | None) -> Tensor:
-    """The tensor as a weight: itself if it can be one and has its memory to itself, else a copy.
-
-    taken: the addresses of other weights; None for a view of a file.
-    """
-    alone = taken is not None and tensor.data_ptr() not in taken
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone and whole and tensor.dtype == dtype else torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+    unscaled = 1.0 if switches["scale_attn_weights"] else math.sqrt(sizes["n_embd"] / sizes["n_head"])
+    by_layer = switches["scale_attn_by_inverse_layer_idx"]
+    return arguments, [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes["n_layer"])]
 
 
 def special_texts(backend: Any, special_tokens: dict[str, Any]) -> dict[str, Any]:
@@ -250,12 +212,15 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     theirs = {to_hf_name(name): transpose_conv1d(name, weight.detach()) for name, weight in gpt.named_parameters()}
-    weights = {f"transformer.{name}": weight.contiguous() for name, weight in theirs.items()}
+    weights = {
+        n if n.startswith("lm_head") else f"transformer.{n}": weight.contiguous() for n, weight in theirs.items()
+    }
     write_file(folder / "model.safetensors", weights)
     dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3
     config = {
         "architectures": ["GPT2LMHeadModel"],
-        **{key: value for key, value in ONLY.items() if value is not None},
+        **{key: value for key, value in (ONLY | SWITCHES).items() if value is not None},
+        "tie_word_embeddings": ours["tie_embeddings"],
         **{key: ours[name] for name, (key, _, _) in SIZES.items()},
         **dict(zip(DROPOUTS, dropout, strict=True)),
         "activation_function": activations[0],

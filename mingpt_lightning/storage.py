@@ -113,6 +113,9 @@ def find_checkpoint(path: str | Path) -> Path:
         near = sorted(map(str, path.parent.glob("*.ckpt"))) if path.parent.is_dir() else []
         fix = f"There is: {', '.join(near[:5])}." if near else "Name a run folder or a .ckpt file."
         raise CheckpointError(f"{path} does not exist", "checkpoint", fix)
+    if path.suffix in (".safetensors", ".bin") and path.with_name("config.json").is_file():
+        what = f"{path} belongs to a model in Hugging Face's layout, not to a run"
+        raise CheckpointError(what, "checkpoint", f"Load it as a pretrained model of name {path.parent}.")
     return path
 
 

@@ -2,11 +2,18 @@
 
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig
 
-from mingpt_lightning.cli.restore import read_system
+from mingpt_lightning.checkpoint import is_own
+from mingpt_lightning.cli.restore import is_pretrained, named_checkpoint, read_pretrained, read_system
 from mingpt_lightning.console import console
-from mingpt_lightning.errors import ResourceError, UserError
+from mingpt_lightning.errors import ResourceError, UserError, nearest
+from mingpt_lightning.gpt import GPT
+from mingpt_lightning.pretrained import from_pretrained
+from mingpt_lightning.tokenizer import Tokenizer
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def run_task(cfg: DictConfig, started: float) -> None:
@@ -16,11 +23,25 @@ def run_task(cfg: DictConfig, started: float) -> None:
     folder = Path(cfg.output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not an empty folder", "output", "Choose another output=.")
-    system = read_system(cfg)
+    if cfg.dtype not in ("auto", *DTYPES):
+        raise UserError(f"dtype={cfg.dtype} is not possible", "dtype", nearest(str(cfg.dtype), ["auto", *DTYPES]))
+    gpt, tokenizer = read_model(cfg)
+    if cfg.dtype != "auto":
+        gpt = gpt.to(DTYPES[cfg.dtype])
     try:
-        system.gpt.save_pretrained(folder, system.tokenizer)
+        gpt.save_pretrained(folder, tokenizer)
     except ResourceError as error:
         raise ResourceError(error.what, "output", "Choose another output=.") from error
-    lacks = system.tokenizer is None or system.tokenizer.hugging_face() is None
-    note = ", without a tokenizer: transformers has none for this notation" if lacks else ""
-    console.print(f"exported    {folder}{note}", markup=False)
+    why = "the file has none" if tokenizer is None else "transformers has none for this notation"
+    lacks = tokenizer is None or tokenizer.hugging_face() is None
+    console.print(f"exported    {folder}{f', without a tokenizer: {why}' * lacks}", markup=False)
+
+
+def read_model(cfg: DictConfig) -> tuple[GPT, Tokenizer | None]:
+    """The model that the command line names, in the dtype that it has, and its tokenizer."""
+    if cfg.checkpoint is not None and not is_own(file := named_checkpoint(cfg.checkpoint)):
+        return from_pretrained(file, dtype=None), None
+    if cfg.checkpoint is None and is_pretrained(cfg.model):
+        return read_pretrained(cfg, dtype=None)
+    system = read_system(cfg)
+    return system.gpt, system.tokenizer

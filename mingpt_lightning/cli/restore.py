@@ -27,6 +27,7 @@ from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.restore import restore
 from mingpt_lightning.storage import KEY, find_checkpoint
+from mingpt_lightning.tokenizer import Tokenizer
 
 GROUPS = ("experiment", "datamodule", "model", "system")
 """The groups whose choices say what a checkpoint consists of; an experiment may set keys of the others."""
@@ -49,8 +50,10 @@ def named_checkpoint(name: str) -> Path:
     try:
         return find_checkpoint(name)
     except CheckpointError as error:
-        if Path(name, "config.json").is_file():
-            error.fix = f"Use model=gpt2-pretrained model.name={name}."
+        for folder in (Path(name), Path(name).parent):
+            if folder.joinpath("config.json").is_file() and Path(name).exists():
+                error.fix = f"Use model=gpt2-pretrained model.name={folder}."
+                break
         raise
 
 
@@ -163,10 +166,17 @@ def vocabulary(content: dict[str, Any], node: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in node and node[name] == saved.get(name)}
 
 
+def read_pretrained(cfg: DictConfig, **arguments: Any) -> tuple[GPT, Tokenizer | None]:
+    """A pretrained model, and its tokenizer; a file of weights alone has none. arguments: as for `from_pretrained`."""
+    gpt: GPT = build(cfg.model, "model", **arguments)
+    alone = Path(cfg.model.name).expanduser().is_file()
+    return gpt, None if alone else read_tokenizer(cfg.model.name, cfg.model.revision)
+
+
 def read_system(cfg: DictConfig) -> LanguageModel:
     """The model that the command line names, with its tokenizer: a checkpoint's or a pretrained one."""
     if cfg.checkpoint is None and is_pretrained(cfg.model):
-        gpt = build(cfg.model, "model")
-        return LanguageModel(gpt, tokenizer=read_tokenizer(cfg.model.name, cfg.model.revision)).eval()
+        gpt, tokenizer = read_pretrained(cfg)
+        return LanguageModel(gpt, tokenizer=tokenizer).eval()
     _, content = read_named(cfg)
     return rebuild(content)

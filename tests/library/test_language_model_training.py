@@ -14,7 +14,7 @@ from mingpt_lightning.datamodule import Batch
 from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.optim import constant, linear
 from projects.sort.datamodule import SortDataModule
-from tests.batches import Batches, Loader, Losses, T, by_hand, difference, plain_sgd, random_batch, weights
+from tests.batches import Batches, Losses, T, by_hand, difference, plain_sgd, random_batch, weights
 from tests.common import MakeGPT, MakeTrainer
 
 
@@ -183,12 +183,6 @@ def test_the_learning_rate_follows_the_schedule(make_gpt: MakeGPT, make_trainer:
 def test_training_without_an_end_is_refused(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
     with pytest.raises(UserError, match=r"max_steps.*max_epochs"):
         make_trainer(max_steps=-1, max_epochs=-1).fit(LanguageModel(make_gpt()), Batches(random_batch([8])))
-
-
-def test_epochs_without_a_datamodule_are_refused(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:
-    loader = Loader(random_batch([8]))
-    with pytest.raises(UserError, match="with a datamodule"):
-        make_trainer(max_epochs=1).fit(LanguageModel(make_gpt()), loader, val_dataloaders=loader)
 
 
 def test_an_optimizer_that_cannot_be_made_is_refused(make_gpt: MakeGPT, make_trainer: MakeTrainer) -> None:

@@ -198,7 +198,7 @@ def test_stock_models_have_no_own_layers(make_gpt: MakeGPT) -> None:
 
 
 def test_an_optimized_model_is_not_exported(make_gpt: MakeGPT, tmp_path: Path) -> None:
-    gpt = optimize_for_inference(make_gpt(n_embd=NARROW, n_head=4))
+    gpt = optimize_for_inference(make_gpt(n_embd=NARROW, n_head=4), "float32")
     with pytest.raises(UserError, match="PackedLinear"):
         gpt.save_pretrained(tmp_path / "out")
 
