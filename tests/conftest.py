@@ -13,6 +13,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 from omegaconf import DictConfig, OmegaConf
@@ -104,6 +105,15 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Runs the command line in an empty folder, in this process; returns (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "stdin", io.StringIO())  # nobody is at the keyboard
+    get_mode = Hydra.get_mode
+
+    def mode_of(hydra: Hydra, config_name: str | None, overrides: list[str]) -> Any:
+        """Hydra composes the whole config once more for this, a third of the time of a short run."""
+        if any(item.lstrip("+").startswith("hydra.mode") for item in overrides):
+            return get_mode(hydra, config_name, overrides)
+        return None
+
+    monkeypatch.setattr(Hydra, "get_mode", mode_of)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         from mingpt_lightning.cli.main import main

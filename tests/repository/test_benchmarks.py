@@ -42,10 +42,11 @@ def test_generate(main: Main) -> None:
     assert len([line for line in table.splitlines() if "transformers bfloat16" in line]) == 3
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("data", "startup", "overhead", "scaling.__main__")]
+NAMES = ("memory", "gpu_gpt2.__main__", "data", "startup", "overhead", "scaling.__main__")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", ["roofline", "memory", "gpu_gpt2.__main__", *SLOW])
+@pytest.mark.parametrize("name", ["roofline", *SLOW])
 def test_a_short_run(main: Main, name: str, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     output = main(f"benchmarks.{name}", "--tiny", "--rounds", "1", "--peers", "nowhere", "--json", str(rows))
@@ -55,6 +56,7 @@ def test_a_short_run(main: Main, name: str, tmp_path: Path) -> None:
     assert output.count("|---|") >= 1
 
 
+@pytest.mark.slow
 def test_train_gpt2_has_the_losses_of_transformers(main: Main) -> None:
     only = ["--only", "transformers", "transformers tuned"]
     output = main("benchmarks.train_gpt2", "--tiny", "--rounds", "1", "--peers", "nowhere", *only)
@@ -63,6 +65,7 @@ def test_train_gpt2_has_the_losses_of_transformers(main: Main) -> None:
     assert len([line for line in output.splitlines() if line.startswith("| ")]) == 4  # head, two peers, ours
 
 
+@pytest.mark.slow
 def test_adder_and_shakespeare(main: Main, tmp_path: Path) -> None:
     assert "minGPT is missing" in main("benchmarks.adder", "--tiny", "--peers", "nowhere")
     text = tmp_path / "text.txt"
