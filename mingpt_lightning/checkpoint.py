@@ -6,7 +6,6 @@ of `storage.py`.
 """
 
 import signal
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from mingpt_lightning.files import check_writable
 from mingpt_lightning.objective import Direction, direction
 from mingpt_lightning.restore import FORMAT
 from mingpt_lightning.signals import STOP, Stopped
-from mingpt_lightning.storage import KEY, find_checkpoint, find_corruption, load_checkpoint, write_checkpoint
+from mingpt_lightning.storage import KEY, MANIFEST, find_checkpoint, find_corruption, load_checkpoint, write_checkpoint
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -31,10 +30,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises CheckpointError when the file is damaged, holds more than plain data, or is not one of this library's.
     """
     file = find_checkpoint(path)
-    content = load_checkpoint(file)
+    content = {} if file.suffix == ".safetensors" else load_checkpoint(file)
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict) or "state_dict" not in content:
-        what = f"{file} is not a checkpoint of mingpt_lightning but {guess_origin(content)}"
+        origin = guess_origin(content) if content else "weights alone (safetensors)"
+        what = f"{file} is not a checkpoint of mingpt_lightning but {origin}"
         fix = "Give a file that this library wrote. GPT.from_pretrained and task=export read other GPT-2s."
         raise CheckpointError(what, "checkpoint", fix)
     if ours.get("format", 1) > FORMAT:
@@ -48,8 +48,8 @@ def is_own(file: Path) -> bool:
     """Whether a file is a checkpoint of this library, or a damaged one; reads little of it."""
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # not a zip file: torch's old format, or anything else
-        return zipfile.is_zipfile(file)
+    except Exception:  # torch's old format, or a file that can't be read
+        return (file.parent / MANIFEST).is_file()
     return isinstance(content, dict) and KEY in content
 
 

@@ -167,14 +167,31 @@ def unreadable(path: Path, error: Exception) -> CheckpointError:
     """The error for a file that can't be read: what it is instead, else what its reader says."""
     if isinstance(error, CheckpointError):
         return error
-    if what := damage(path):
+    cut = isinstance(error, json.JSONDecodeError) and (
+        error.msg.startswith("Unterminated") or not error.doc[error.pos :].strip()
+    )
+    if what := damage(path) or ("is not all of the file: it ends in the middle" if cut else None):
         return CheckpointError(f"{path} cannot be read: it {what}", WHERE, "Download it again.")
-    if isinstance(error, pickle.UnpicklingError):  # torch would advise to load it with all the code in it
-        found = re.search(r"GLOBAL (\S+)|(?:global|class|function) [`'\"]?([\w.]+\.\w+)", str(error))
-        name = f" ({found[1] or found[2]})" if found else ""
-        what = f"{path} cannot be read: it holds other objects than tensors{name}, none of which was loaded"
+    if name := object_in(error):
+        what = f"{path} cannot be read: it holds other objects than tensors ({name}), none of which was loaded"
         return CheckpointError(what, WHERE, "Save a state_dict of plain tensors in Python, and load that.")
-    return CheckpointError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}", WHERE, FIX)
+    return CheckpointError(f"{path} cannot be read: {reason(error)[:200]}", WHERE, FIX)
+
+
+def object_in(error: Exception) -> str | None:
+    """The class or function in a file of torch's that made its reader raise; None where it was something else."""
+    found = re.search(r"Unsupported global: GLOBAL (\S+)|(?:class|function) [`'\"]?([\w.]+\.\w+)", str(error))
+    return found and (found[1] or found[2]) if isinstance(error, pickle.UnpicklingError) else None
+
+
+def reason(error: Exception) -> str:
+    """What a reader of files says, in one line, without torch's advice to load a file with all the code in it."""
+    said = " ".join(str(error).split())
+    if "TorchScript" in said:
+        return "it is a TorchScript program, not a state_dict"
+    if isinstance(error, pickle.UnpicklingError) or re.search("weights_only|magic number", said):
+        return "it is damaged, or none of torch's files of tensors"
+    return said
 
 
 def damage(path: Path) -> str | None:
@@ -191,6 +208,8 @@ def damage(path: Path) -> str | None:
         return "is a pointer of git-lfs, not the file itself: `git lfs pull` fetches it"
     if re.match(rb"\s*(<!doctype|<html|<\?xml|<head)", start, re.IGNORECASE):
         return "is a web page, not the file itself"
+    if size < 200 and start.isascii() and start.decode().isprintable() and not start.startswith((b"{", b"[")):
+        return f"is {start.decode()!r}, not the file itself"  # what a server answered
     if start.startswith(b"PK\x03\x04") and not zipfile.is_zipfile(path):
         return f"is not all of the file: it ends after {size:,} bytes"
     if path.suffix == ".safetensors":

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
+from mingpt_lightning.foreign import read_foreign
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
 from mingpt_lightning.structure import check_exportable, without_memory
 from mingpt_lightning.tokenizer_files import SPECIAL
-from mingpt_lightning.weights import DTYPES, Weights, read_state_dict, read_weights, to_hf_name, transpose_conv1d
+from mingpt_lightning.weights import DTYPES, Weights, read_weights, to_hf_name, transpose_conv1d
 
 if TYPE_CHECKING:
     from mingpt_lightning.tokenizer import Tokenizer
@@ -37,8 +38,12 @@ ACTIVATIONS = {  # theirs: ours; of several for one of ours, the first is what w
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
     "gelu": "gelu",
+    "gelu_python": "gelu",
     "relu": "relu",
+    "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
 }
@@ -55,7 +60,6 @@ SWITCHES = {  # settings that our GPT computes either way: scales by other queri
 }
 GPT2 = {  # the one value of ours that theirs computes
     "norm": "layernorm",
-    "bias": True,
     "position": "learned",
     "qk_norm": False,
     "logit_softcap": None,
@@ -79,19 +83,21 @@ def from_pretrained(
     block_size: int | None = None,
     dropout: float | Sequence[float] | None = None,
     n_head: int | None = None,
+    activation: str | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> GPT:
     """A GPT with the weights of a GPT-2, in evaluation mode.
 
     name: a folder in Hugging Face's layout, a hub id, or a file of weights alone, such as a checkpoint of nanoGPT or
-    minGPT; see `read_state_dict`. revision: a branch, tag or commit on the hub.
+    minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
     vocab_size: more tokens than it has; see `GPT.grow_vocabulary`. block_size: fewer positions than it has.
-    dropout: instead of what its config says. n_head: where a file doesn't tell. dtype: of the weights; None: as stored.
+    dropout: instead of what its config says. n_head, activation: for a file that doesn't say them. dtype: of the
+    weights; None: as stored, but float32 where a setting is folded into half-precision weights.
 
     Raises CheckpointError, naming file and key or tensor, for files that are missing, damaged, or not a GPT-2 that our
     GPT computes exactly; ResourceError when the hub cannot be reached; UserError for a change that cannot be made.
     """
-    source = open_weights(name, revision, n_head)
+    source = open_weights(name, revision, n_head, activation)
     arguments = source.arguments
     tokens = arguments["vocab_size"]
     if vocab_size is not None and vocab_size < tokens:
@@ -112,28 +118,42 @@ def from_pretrained(
     return gpt.eval()
 
 
-def open_weights(name: str | Path, revision: str | None, n_head: int | None) -> Weights:
+def open_weights(name: str | Path, revision: str | None, n_head: int | None, activation: str | None) -> Weights:
     """The weights of a hub id, a folder or a file."""
     path = Path(name).expanduser()
-    in_folder = path.suffix == ".safetensors" or (path.suffix == ".bin" and path.with_name("config.json").is_file())
-    if path.is_file() and not in_folder:
-        return read_state_dict(path, n_head)
-    repository = Repository(path.parent if path.is_file() else name, revision)
-    config = repository.require("config.json")
-    arguments, factors = gpt_arguments(config)
-    if n_head not in (None, arguments["n_head"]):
-        raise UserError(f"{config} has n_head={arguments['n_head']}, not {n_head}", "n_head", "Leave it out.")
+    if path.is_file():
+        if revision is not None:
+            raise UserError(f"revision={revision} of a file", "revision", "It is for hub ids; leave it out.")
+        theirs = None if activation is None else hf_activation(activation)
+        found = read_foreign(path, n_head, theirs)
+        arguments, factors = gpt_arguments(found.config, path)
+        mapped = path.suffix == ".safetensors"
+        return Weights(str(path), arguments | {"bias": found.bias}, found.tensors, mapped, found.linear, factors)
+    repository = Repository(name, revision)
+    file = repository.require("config.json")
+    arguments, factors = gpt_arguments(read_json(file), file)
+    for key, value in (("n_head", n_head), ("activation", activation)):
+        if value not in (None, arguments[key]):
+            raise UserError(f"{file} has {key}={arguments[key]}, not {value}", key, "Leave it out.")
     files = repository.weight_files()
     tensors = (pair for file in files for pair in read_tensors(file))
     return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", False, factors)
 
 
-def gpt_arguments(path: Path) -> tuple[dict[str, Any], list[float]]:
-    """What a config.json means for the constructor of GPT, and for the queries of each layer.
+def hf_activation(activation: str) -> str:
+    """transformers' name for one of our activations. Raises UserError where it has none."""
+    names = [name for name, ours in ACTIVATIONS.items() if ours == activation]
+    if not names:
+        known = f"It has: {', '.join(sorted(set(ACTIVATIONS.values())))}."
+        raise UserError(f"transformers has no activation={activation}", "activation", known)
+    return names[0]
+
+
+def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[float]]:
+    """What a config.json means for the constructor of GPT, and for the queries of each layer; path: where it is.
 
     Raises CheckpointError for what that cannot express.
     """
-    config = read_json(path)
 
     def take(key: str, default: Any, usable: Callable[[Any], bool], rule: str, alias: str = "") -> Any:
         values = [config[name] for name in (key, alias) if name in config] or [default]
@@ -172,6 +192,25 @@ def gpt_arguments(path: Path) -> tuple[dict[str, Any], list[float]]:
     return arguments, [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes["n_layer"])]
 
 
+def hf_weights(gpt: GPT) -> dict[str, torch.Tensor]:
+    """The weights as transformers stores them. Without biases, they have biases of zero, which is the same.
+
+    Raises UserError for one that is not finite, which nobody could load.
+    """
+    ours = dict(gpt.named_parameters())
+    likes = without_memory(gpt.config | {"bias": True}).named_parameters()
+    dtype, weights = gpt.head.weight.dtype, {}
+    for name, like in likes:
+        weight = ours[name].detach() if name in ours else torch.zeros(like.shape, dtype=dtype)
+        if not all(map(math.isfinite, weight.aminmax())):
+            fix = "float16 ends at 65,504: choose float32 or bfloat16." if dtype == torch.float16 else "Train it anew."
+            raise UserError(f"{name} holds NaN or infinity in {str(dtype).removeprefix('torch.')}", "dtype", fix)
+        theirs = to_hf_name(name)
+        prefix = "" if theirs.startswith("lm_head") else "transformer."
+        weights[prefix + theirs] = transpose_conv1d(name, weight).contiguous()
+    return weights
+
+
 def special_texts(backend: Any, special_tokens: dict[str, Any]) -> dict[str, Any]:
     """The special tokens as tokenizer_config.json has them; the end also stands for padding and for the unknown."""
     texts, end = {}, special_tokens.get("eos_token_id")
@@ -196,10 +235,7 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
             fix = "Only models with the layers of GPT-2 can be exported."
             raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", name, fix)
     check_exportable(gpt)
-    activations = [name for name, activation in ACTIVATIONS.items() if activation == ours["activation"]]
-    if not activations:
-        what = f"transformers has no activation={ours['activation']}"
-        raise UserError(what, "activation", f"It has: {', '.join(sorted(set(ACTIVATIONS.values())))}.")
+    activation, weights = hf_activation(ours["activation"]), hf_weights(gpt)
     backend = tokenizer.hugging_face() if tokenizer else None
     special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
     ends = {"bos_token_id": None, "eos_token_id": None, **{n: i for n, i in special.items() if n != "unk_token_id"}}
@@ -211,10 +247,6 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         options |= special_texts(backend, special)
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
-    theirs = {to_hf_name(name): transpose_conv1d(name, weight.detach()) for name, weight in gpt.named_parameters()}
-    weights = {
-        n if n.startswith("lm_head") else f"transformer.{n}": weight.contiguous() for n, weight in theirs.items()
-    }
     write_file(folder / "model.safetensors", weights)
     dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3
     config = {
@@ -223,7 +255,7 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         "tie_word_embeddings": ours["tie_embeddings"],
         **{key: ours[name] for name, (key, _, _) in SIZES.items()},
         **dict(zip(DROPOUTS, dropout, strict=True)),
-        "activation_function": activations[0],
+        "activation_function": activation,
         "layer_norm_epsilon": ours["norm_eps"],
         **ends,
         "dtype": str(gpt.head.weight.dtype).removeprefix("torch."),

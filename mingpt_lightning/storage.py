@@ -9,8 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
-import re
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ import torch
 
 from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.files import atomic_write, sync, write_error, write_text
+from mingpt_lightning.hub import damage, object_in, reason
 
 KEY = "mingpt_lightning"
 """Where the library's own part of a checkpoint is."""
@@ -84,6 +83,10 @@ def find_corruption(file: Path) -> str | None:
             with file.open("rb") as stream:
                 sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
             return None if sha256 in entries else f"its SHA-256 {sha256[:12]}… is not in {MANIFEST}"
+        if what := damage(file):
+            return f"it {what}"
+        if is_legacy(file):
+            return None
         with zipfile.ZipFile(file) as archive:
             record = archive.testzip()
         return record and f"its record {record} has another CRC-32 than was written"
@@ -91,6 +94,12 @@ def find_corruption(file: Path) -> str | None:
         return f"it cannot be read: {error.strerror or error}"
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         return f"it is no checkpoint, or not all of one: {error}"
+
+
+def is_legacy(file: Path) -> bool:
+    """Whether a file begins as torch wrote them before version 1.6: as a pickle, without checksums."""
+    with file.open("rb") as stream:
+        return stream.read(2) == b"\x80\x02"
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -125,13 +134,11 @@ def load_checkpoint(file: Path) -> Any:
         raise CheckpointError(f"{file} is damaged: {wrong}", "checkpoint", intact_files(file))
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|(?:global|class|function) [`'\"]?([\w.]+\.\w+)", str(error))
-        name = f" ({found[1] or found[2]})" if found else ""
-        what = f"{file} holds code{name}, none of which was run: a checkpoint is plain data"
-        raise CheckpointError(what, "checkpoint", "Do not trust where it comes from.") from error
     except Exception as error:  # whatever a crafted archive makes torch raise
-        what = f"{file} is damaged: {' '.join(str(error).split())[:100]}"
+        if name := object_in(error):
+            what = f"{file} holds code ({name}), none of which was run: a checkpoint is plain data"
+            raise CheckpointError(what, "checkpoint", "Do not trust where it comes from.") from error
+        what = f"{file} is damaged: {reason(error)[:100]}"
         raise CheckpointError(what, "checkpoint", intact_files(file)) from error
 
 

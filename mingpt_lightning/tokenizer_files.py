@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
-from mingpt_lightning.hub import Repository, read_json
+from mingpt_lightning.hub import Repository, damage, read_json
 from mingpt_lightning.text import unicode
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def optional(repository: Repository, name: str) -> dict[str, Any]:
 
 def read_content(path: Path) -> str:
     """The content of a tokenizer.json. Raises CheckpointError when it can't be read."""
+    if what := damage(path):
+        raise CheckpointError(f"{path} cannot be read: it {what}", "tokenizer", "Download it again.")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

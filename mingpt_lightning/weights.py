@@ -1,25 +1,23 @@
-"""The weights of a GPT-2 in files: their names and shapes, in Hugging Face's layout and in that of other programs.
+"""The weights of a GPT-2 in files: their names and shapes in Hugging Face's layout, and ours.
 
-A file of weights alone is a checkpoint of nanoGPT, minGPT or a Lightning module, or a bare state_dict. Shapes tell all
-sizes but the number of heads, which comes from what the file or a config.json beside it says, from the well-known width
-of a GPT-2, or from the caller.
+Notable: what wraps a model in a program, such as DataParallel or torch.compile, is taken off the names, and heads
+beside the language model's are left out; both are said. Whatever else a file holds is refused.
 
-Sources: transformers, `GPT2LMHeadModel`; nanoGPT, `train.py` and `model.py`; minGPT, `model.py`.
+Source: transformers, `GPT2LMHeadModel`, whose names these are.
 """
 
 import math
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mingpt_lightning.console import console
-from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.errors import CheckpointError
 from mingpt_lightning.gpt import GPT
-from mingpt_lightning.hub import load_tensors, read_json
 
 WHERE, FIX = "name", "Choose a GPT-2 language model in Hugging Face's layout."
 
@@ -35,13 +33,10 @@ PARTS = {  # of a parameter's name: ours to theirs
     "proj": "c_proj",
     "head": "lm_head",
 }
-PARTS_OF_GPT2 = ("h.", "wte.", "wpe.", "ln_f.", "lm_head.")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-HEADS = {768: 12, 1024: 16, 1280: 20, 1600: 25, 512: 16, 192: 6, 128: 4, 48: 3}
-"""Heads by width, of GPT-2 and of minGPT's smaller models."""
 
-PREFIX = re.compile(r"^((module|_orig_mod|model|gpt|transformer)\.)+")
-"""What wrappers put before the names of GPT-2's parameters: DataParallel, torch.compile, modules that hold a GPT."""
+NAME = re.compile(r"(?P<wrapper>([^.]+\.)*?)(transformer\.)?(?P<name>(wte|wpe|h\.\d+|ln_f|lm_head)\..+)")
+"""A stored name: what the program that saved it has put before the GPT-2, and GPT-2's own name."""
 
 MASK = re.compile(r"h\.\d+\.attn\.(masked_)?bias")
 """Old files hold their causal masks."""
@@ -62,61 +57,9 @@ class Weights(NamedTuple):
     query_factors: Sequence[float] = ()
 
 
-def read_state_dict(path: Path, n_head: int | None = None) -> Weights:
-    """The GPT-2 in a file that `torch.save` wrote; n_head: of a model whose file doesn't tell.
-
-    Raises CheckpointError for a file that is damaged or holds no GPT-2, and UserError where n_head is missing.
-    """
-    content = load_tensors(path)
-    arguments: dict[str, Any] = {}
-    if isinstance(content, dict) and isinstance(content.get("model_args"), dict) and "model" in content:
-        kind, state, arguments = "nanoGPT", content["model"], content["model_args"]
-    elif isinstance(content, dict) and "state_dict" in content:
-        kind, state = "a Lightning module", content["state_dict"]
-        given = content.get("hyper_parameters")
-        arguments = dict(given) if isinstance(given, dict) else {}
-    else:
-        kind, state = "a state_dict", content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no weights by name", WHERE, "Give a state_dict of a GPT-2.")
-    named = {PREFIX.sub("", str(name)): tensor for name, tensor in state.items()}
-    if not {"wte.weight", "wpe.weight", "h.0.attn.c_attn.weight", "h.0.mlp.c_fc.weight"} <= named.keys():
-        raise CheckpointError(f"{path} holds {kind}, but no GPT-2", WHERE, "Give the weights of a GPT-2.")
-    beside = path.with_name("config.json")
-    if not arguments and beside.is_file():
-        config = read_json(beside)
-        arguments = config.get("model", config) if isinstance(config.get("model", config), dict) else {}
-    linear = named["h.0.attn.c_attn.weight"].shape[0] == 3 * named["wte.weight"].shape[1]
-    head = named.get("lm_head.weight")
-    tied = head is None or torch.equal(head, named["wte.weight"])
-    if kind != "nanoGPT" and linear:
-        kind = "nanoGPT" if tied else "minGPT"
-    console.print(f"note: {path} is read as the weights of {kind}", markup=False)
-    arguments = {
-        **sizes_of(named, n_head or arguments.get("n_head"), path),
-        "bias": "ln_f.bias" in named,
-        "tie_embeddings": tied,
-        "activation": "gelu" if kind == "nanoGPT" else "gelu_tanh",
-        "dropout": arguments["dropout"] if isinstance(arguments.get("dropout"), float) else 0.0,
-    }
-    return Weights(str(path), arguments, [(str(name), tensor) for name, tensor in state.items()], False, linear)
-
-
-def sizes_of(named: dict[str, Tensor], n_head: Any, path: Path) -> dict[str, Any]:
-    """The sizes of a GPT by the shapes of its parameters. Raises UserError where n_head is missing or doesn't fit."""
-    vocab_size, n_embd = named["wte.weight"].shape
-    n_inner = max(named["h.0.mlp.c_fc.weight"].shape)
-    if n_head is None and (n_head := HEADS.get(n_embd)) is None:
-        what = f"{path} does not tell how many heads its {n_embd} units are divided into"
-        raise UserError(what, "n_head", "Give n_head=, as the model was trained.")
-    return {
-        "vocab_size": vocab_size,
-        "block_size": len(named["wpe.weight"]),
-        "n_layer": len({name.split(".")[1] for name in named if name.startswith("h.")}),
-        "n_head": n_head,
-        "n_embd": n_embd,
-        "n_inner": None if n_inner == 4 * n_embd else n_inner,
-    }
+def own_names(stored: Iterable[str]) -> dict[str, str]:
+    """The names of a GPT-2's weights among the stored ones, to its own names for them."""
+    return {name: found["name"] for name in stored if (found := NAME.fullmatch(name))}
 
 
 def to_hf_name(name: str) -> str:
@@ -132,7 +75,8 @@ def transpose_conv1d(name: str, weight: Tensor) -> Tensor:
 def read_weights(source: Weights, gpt: GPT, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The weights of a source under our names, each in memory of its own; `gpt` tells names and shapes.
 
-    Raises CheckpointError that lists what is missing, unknown, misshapen, not finite, or stored twice and different.
+    dtype: None for that of the file, if it is one for all. Raises CheckpointError that lists what is missing, unknown,
+    misshapen, not finite, or stored twice and different.
     """
 
     def stored_as(name: str, weight: Tensor) -> Tensor:
@@ -143,16 +87,18 @@ def read_weights(source: Weights, gpt: GPT, dtype: torch.dtype | None) -> dict[s
     others = dict.fromkeys(("lm_head.weight", "lm_head.decoder.weight"), head)  # the second is DialoGPT's
     weights: dict[str, Tensor] = {}
     seen: dict[str, str] = {}  # our name to the one in the file
-    problems, prefixes, more = list[str](), dict[str, None](), list[str]()
+    problems, wrappers, more = list[str](), dict[str, None](), list[str]()
     for stored, tensor in source.tensors:
-        theirs = PREFIX.sub("", stored)
-        prefixes[stored.removesuffix(theirs).removesuffix("transformer.")] = None
-        if MASK.fullmatch(theirs):
-            continue
-        name, shape = likes.get(others.get(theirs, theirs), ("", None))
-        if shape is None and not theirs.startswith(PARTS_OF_GPT2) and "transformer." not in stored:
+        found = NAME.fullmatch(stored)
+        if found is None and "transformer." not in stored:
             more.append(stored)
             continue
+        theirs = found["name"] if found else stored
+        if MASK.fullmatch(theirs):
+            continue
+        if found and not theirs.startswith("lm_head"):  # which may be outside of what is wrapped
+            wrappers[found["wrapper"]] = None
+        name, shape = likes.get(others.get(theirs, theirs), ("", None))
         if shape is None:
             problems.append(f"{stored} is unknown")
         elif tensor.shape != shape or tensor.dtype not in DTYPES:
@@ -166,18 +112,28 @@ def read_weights(source: Weights, gpt: GPT, dtype: torch.dtype | None) -> dict[s
             problems.append(f"{seen[name]} and {stored} differ")
         seen[name] = stored
     problems += [f"{theirs} is missing" for theirs, (name, _) in likes.items() if name not in seen]
+    if len(wrappers) > 1:
+        what = f"{source.name} holds several models, whose names begin with {' and '.join(map(repr, wrappers))}"
+        raise CheckpointError(what, WHERE, "Save the state_dict of one of them.")
     if problems:
         rest = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        what = f"the weights of {source.name} are not those of its config.json: {'; '.join(problems[:3])}{rest}"
+        what = f"the weights of {source.name} are not those of a GPT-2 of its sizes: {'; '.join(problems[:3])}{rest}"
         raise CheckpointError(what, WHERE, FIX)
-    if wrappers := [repr(prefix) for prefix in prefixes if prefix]:
-        console.print(f"note: names of weights begin with {' and '.join(wrappers)}, which is left out", markup=False)
+    if wrapper := "".join(wrappers):
+        console.print(f"note: names of weights begin with {wrapper!r}, which is left out", markup=False)
     if more:
-        console.print(f"note: left out, as no part of the language model: {', '.join(sorted(more)[:5])}", markup=False)
+        rest = f" and {len(more) - 5} more" if len(more) > 5 else ""
+        names = ", ".join(sorted(more)[:5])
+        console.print(f"note: left out, as no part of the language model: {names}{rest}", markup=False)
+    if dtype is None:
+        kinds = {weight.dtype for weight in weights.values()}
+        kinds |= {torch.float32} if any(factor != 1 for factor in source.query_factors) else set()  # it would round
+        dtype = reduce(torch.promote_types, kinds)
+        weights = {name: weight.to(dtype) for name, weight in weights.items()}
     for layer, factor in enumerate(source.query_factors):
-        if factor != 1:
-            for kind in ("weight", "bias"):
-                weights[f"blocks.{layer}.attn.qkv.{kind}"][: gpt.config["n_embd"]] *= factor
+        for name in (f"blocks.{layer}.attn.qkv.weight", f"blocks.{layer}.attn.qkv.bias"):
+            if factor != 1 and name in weights:
+                weights[name][: gpt.config["n_embd"]] *= factor
     return weights
 
 

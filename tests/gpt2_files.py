@@ -1,6 +1,7 @@
 """Hugging Face's GPT-2 with random weights, its files in every layout, and what must agree with it."""
 
 import json
+import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -19,6 +20,8 @@ from mingpt_lightning.errors import CheckpointError
 SIZES = {"vocab_size": 61, "n_positions": 24, "n_embd": 32, "n_layer": 2, "n_head": 4}
 SPECIAL = {"bos_token_id": None, "eos_token_id": None}  # by default outside of so small a vocabulary
 TOKENS = torch.randint(61, (3, 24), generator=torch.Generator().manual_seed(1))
+INPUTS = torch.randint(60, (4, 12), generator=torch.Generator().manual_seed(2))
+State = dict[str, Tensor]
 PREFIX, HEAD = "transformer.", "lm_head.weight"
 KINDS = ["safetensors", "sharded safetensors", "bin", "sharded bin"]
 LAYOUTS = [*product(KINDS, [True, False], [False, True], [False, True])]  # kind, prefix, masks, head
@@ -33,6 +36,31 @@ def make_reference(**options: Any) -> GPT2LMHeadModel:
             if weight.dim() == 1:  # biases of 0 and gains of 1 would hide a mistake
                 weight += 0.2 * torch.randn_like(weight)
     return reference
+
+
+def theirs(**options: Any) -> GPT2LMHeadModel:
+    """A reference of other sizes, for files of which the shapes have to tell them."""
+    return make_reference(**{"vocab_size": 60, "n_positions": 16, "n_embd": 48, "n_layer": 3, "n_head": 3} | options)
+
+
+def logits(model: torch.nn.Module) -> Tensor:
+    """What a model of transformers computes, without its wrapping."""
+    with torch.no_grad():
+        return model(INPUTS).logits
+
+
+def check(gpt: GPT, reference: torch.nn.Module) -> None:
+    """Assert equal logits."""
+    with torch.no_grad():
+        torch.testing.assert_close(gpt(INPUTS), logits(reference), rtol=1e-5, atol=2e-5)
+
+
+def linear(state: State) -> State:
+    """Weights as nanoGPT and minGPT have them: of linear layers, not of Conv1D."""
+    return {
+        name: weight.T.contiguous() if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name) else weight.clone()
+        for name, weight in state.items()
+    }
 
 
 def write(folder: Path, weights: dict[str, Tensor], kind: str = "safetensors") -> None:

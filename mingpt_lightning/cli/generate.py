@@ -49,7 +49,8 @@ def run_task(cfg: DictConfig, started: float) -> None:
     Sampling(**sampling).validate()
     system = read_system(cfg)
     if system.tokenizer is None:
-        raise CheckpointError("the checkpoint has no tokenizer", "checkpoint", "Use GPT.generate in Python.")
+        fix = "Give it one by task=export tokenizer=NAME output=FOLDER, or use GPT.generate in Python."
+        raise CheckpointError("the model has no tokenizer", "checkpoint", fix)
     length, sizes = system.tokenizer.answer_length, system.gpt.config
     max_new_tokens = cfg.max_new_tokens if cfg.max_new_tokens is not None else length or 200
     require_positive(max_new_tokens=max_new_tokens)

@@ -166,11 +166,17 @@ def vocabulary(content: dict[str, Any], node: DictConfig) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name in node and node[name] == saved.get(name)}
 
 
-def read_pretrained(cfg: DictConfig, **arguments: Any) -> tuple[GPT, Tokenizer | None]:
-    """A pretrained model, and its tokenizer; a file of weights alone has none. arguments: as for `from_pretrained`."""
+def read_pretrained(
+    cfg: DictConfig, tokenizer: Tokenizer | None = None, **arguments: Any
+) -> tuple[GPT, Tokenizer | None]:
+    """A pretrained model, and its tokenizer unless one is given; a file of weights alone has none.
+
+    arguments: as for `from_pretrained`.
+    """
     gpt: GPT = build(cfg.model, "model", **arguments)
-    alone = Path(cfg.model.name).expanduser().is_file()
-    return gpt, None if alone else read_tokenizer(cfg.model.name, cfg.model.revision)
+    if tokenizer is None and not Path(cfg.model.name).expanduser().is_file():
+        tokenizer = read_tokenizer(cfg.model.name, cfg.model.revision)
+    return gpt, tokenizer
 
 
 def read_system(cfg: DictConfig) -> LanguageModel:

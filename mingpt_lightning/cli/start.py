@@ -110,9 +110,9 @@ def loaded_model(model: DictConfig, file: Path, content: dict[str, Any]) -> GPT:
     """The GPT of a checkpoint, of a section's class and with its dropout; cropped to its block_size, if it has one."""
     ours = content[KEY]
     before = {**ours["gpt"], "name": ours["config"].get("model", {}).get("name")}
-    compared = [name for name in model if name in before and name not in ("dropout", "block_size")]
-    differs = [n for n in compared if model[n] != before[n] and not (n == "n_head" and model[n] is None)]
-    lines = [f"{n!s}: {before[n]} in the checkpoint, {model[n]} now" for n in differs]
+    left_open = [name for name in model if is_pretrained(model) and model[name] is None]
+    compared = [name for name in model if name in before and name not in ("dropout", "block_size", *left_open)]
+    lines = [f"{n!s}: {before[n]} in the checkpoint, {model[n]} now" for n in compared if model[n] != before[n]]
     if lines:
         what = f"the weights of {file} are of another model: {'; '.join(lines)}"
         raise CheckpointError(what, "checkpoint", "Leave out what differs: a run starts with the checkpoint's model.")

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -78,6 +80,30 @@ def test_a_damaged_file_is_refused_by_name(files, kind, alone):
         load_checkpoint(last)
     assert alone or "previous.ckpt" in str(caught.value), "the good file is named"
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "it is a pointer of git-lfs"),
+        (b"<!DOCTYPE html><html></html>", "it is a web page"),
+        (b"PK\x03\x04 and no more", "it is not all of the file: it ends after 16 bytes"),
+        (b"Entry not found", "it is 'Entry not found', not the file itself"),
+    ],
+)
+def test_what_a_download_left_is_called_what_it_is(tmp_path, content, expected):
+    (tmp_path / "last.ckpt").write_bytes(content)
+    with pytest.raises(CheckpointError, match=re.escape(f"last.ckpt is damaged: {expected}")):
+        load_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_program_is_refused_without_advice_to_run_it(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match="is damaged: it is a TorchScript program") as caught:
+        load_checkpoint(tmp_path / "last.ckpt")
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_whole_file_of_another_run_is_refused_where_there_is_a_manifest(files, tmp_path):

@@ -9,31 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel
 
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.errors import CheckpointError
-
-TOKENS = torch.arange(48).reshape(4, 12) * 7 % 60
-SIZES = {"vocab_size": 60, "n_positions": 16, "n_embd": 48, "n_layer": 3, "n_head": 3}
-State = dict[str, Tensor]
-
-
-def theirs(**config: Any) -> GPT2LMHeadModel:
-    """A GPT-2 of transformers, with weights that make its logits differ."""
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**SIZES | config, initializer_range=0.3)).eval()
-
-
-def logits(model: GPT2LMHeadModel) -> Tensor:
-    with torch.no_grad():
-        return model(TOKENS).logits
-
-
-def check(gpt: GPT, model: GPT2LMHeadModel) -> None:
-    with torch.no_grad():
-        torch.testing.assert_close(gpt(TOKENS), logits(model), atol=2e-5, rtol=1e-5)
+from tests.gpt2_files import State, check, logits, theirs
 
 
 @pytest.mark.parametrize(
@@ -101,71 +81,6 @@ def test_other_heads_are_named_and_left_out(tmp_path: Path, capsys: pytest.Captu
         GPT.from_pretrained(tmp_path)
 
 
-def linear(state: State) -> State:
-    """The weights as nanoGPT and minGPT have them: of linear layers, not of Conv1D."""
-    return {
-        name: weight.T.contiguous() if re.search(r"(c_attn|c_proj|c_fc)\.weight$", name) else weight.clone()
-        for name, weight in state.items()
-    }
-
-
-def nanogpt(model: GPT2LMHeadModel, **more: Any) -> dict[str, Any]:
-    """What nanoGPT's train.py writes; with torch.compile, its names begin with _orig_mod."""
-    arguments = {"n_layer": 3, "n_head": 3, "n_embd": 48, "block_size": 16, "bias": True, "vocab_size": 60}
-    state = {f"_orig_mod.{name}": weight for name, weight in linear(model.state_dict()).items()}
-    best = torch.tensor(2.5)
-    return {"model": state, "model_args": {**arguments, "dropout": 0.2}, "iter_num": 9, "best_val_loss": best} | more
-
-
-def test_a_checkpoint_of_nanogpt(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = theirs(activation_function="gelu")
-    torch.save(nanogpt(model, config={"dataset": "x"}, optimizer={"state": {}}), tmp_path / "ckpt.pt")
-    gpt = GPT.from_pretrained(tmp_path / "ckpt.pt")
-    check(gpt, model)
-    assert (gpt.config["activation"], gpt.config["dropout"]) == ("gelu", 0.2)
-    assert f"note: {tmp_path / 'ckpt.pt'} is read as the weights of nanoGPT" in capsys.readouterr().err
-    gpt.save_pretrained(tmp_path / "out")
-    torch.testing.assert_close(logits(GPT2LMHeadModel.from_pretrained(tmp_path / "out").eval()), logits(model))
-
-
-def test_a_checkpoint_of_nanogpt_without_biases(tmp_path: Path) -> None:
-    model = theirs(activation_function="gelu")
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name.endswith("bias"):
-                weight.zero_()
-    content = nanogpt(model)
-    content["model"] = {name: weight for name, weight in content["model"].items() if not name.endswith("bias")}
-    content["model_args"]["bias"] = False
-    torch.save(content, tmp_path / "ckpt.pt")
-    check(GPT.from_pretrained(tmp_path / "ckpt.pt"), model)
-
-
-@pytest.mark.parametrize("beside", [True, False])
-def test_a_checkpoint_of_mingpt(tmp_path: Path, beside: bool) -> None:
-    model = theirs(tie_word_embeddings=False, **({} if beside else {"n_embd": 32, "n_head": 2}))
-    masks = {f"transformer.h.{layer}.attn.bias": torch.ones(1, 1, 16, 16) for layer in range(3)}
-    torch.save(linear(model.state_dict()) | masks, tmp_path / "model.pt")
-    if beside:
-        (tmp_path / "config.json").write_text(json.dumps({"system": {"seed": 1}, "model": {"n_head": 3}}))
-        check(GPT.from_pretrained(tmp_path / "model.pt"), model)
-    else:
-        with pytest.raises(UserError, match=r"does not tell how many heads its 32 units.*Give n_head="):
-            GPT.from_pretrained(tmp_path / "model.pt")
-        check(GPT.from_pretrained(tmp_path / "model.pt", n_head=2), model)
-
-
-@pytest.mark.parametrize("prefix", ["model.", "gpt.", ""])
-def test_a_lightning_module_that_holds_a_gpt2(tmp_path: Path, prefix: str) -> None:
-    model = theirs()
-    state = {f"{prefix}{name}": weight for name, weight in model.state_dict().items()}
-    content = {"state_dict": state, "pytorch-lightning_version": "2.6.0", "epoch": 1, "hyper_parameters": {"lr": 1e-3}}
-    torch.save(content, tmp_path / "last.ckpt")
-    check(GPT.from_pretrained(tmp_path / "last.ckpt", n_head=3), model)
-    torch.save(model.state_dict(), tmp_path / "bare.pth")
-    check(GPT.from_pretrained(tmp_path / "bare.pth", n_head=3), model)
-
-
 def test_half_precision_stays_when_asked_for(tmp_path: Path) -> None:
     model = theirs().half()
     model.save_pretrained(tmp_path)
@@ -194,6 +109,9 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 54
         ("config.json", PAGE, "is a web page"),
         ("ckpt.pt", None, "is not all of the file: it ends after 9,000 bytes"),
         ("ckpt.pt", POINTER, "is a pointer of git-lfs"),
+        ("ckpt.pt", b"Entry not found", "is 'Entry not found', not the file itself"),
+        ("config.json", b'{"n_layer": 3, "n_head"', "is not all of the file: it ends in the middle"),
+        ("config.json", b'{"n_layer": 3, "n_he', "is not all of the file: it ends in the middle"),
     ],
 )
 def test_a_damaged_download_is_called_what_it_is(
@@ -212,15 +130,53 @@ def test_a_damaged_download_is_called_what_it_is(
     assert f"{tmp_path / name} cannot be read: it {message}" in str(caught.value)
 
 
-def test_nobody_is_told_to_run_what_is_in_a_file(tmp_path: Path) -> None:
-    torch.save({"wte.weight": torch.ones(2), "config": Path("x")}, tmp_path / "ckpt.pt")
-    with pytest.raises(CheckpointError) as caught:
-        GPT.from_pretrained(tmp_path / "ckpt.pt")
-    assert "holds other objects than tensors" in str(caught.value)
-    assert "weights_only" not in str(caught.value)
-    torch.save({"a": torch.ones(2)}, tmp_path / "other.pt")
-    with pytest.raises(CheckpointError, match="holds a state_dict, but no GPT-2"):
-        GPT.from_pretrained(tmp_path / "other.pt")
-    torch.save([1], tmp_path / "list.pt")
-    with pytest.raises(CheckpointError, match="holds no weights by name"):
-        GPT.from_pretrained(tmp_path / "list.pt")
+def test_several_precisions_in_one_file_become_the_widest(tmp_path: Path) -> None:
+    model = saved(tmp_path, lambda state: {n: w.half() if ".mlp." in n else w for n, w in state.items()})
+    gpt = GPT.from_pretrained(tmp_path, dtype=None)
+    assert {weight.dtype for weight in gpt.parameters()} == {torch.float32}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(weight.half().float() if ".mlp." in name else weight)
+    check(gpt, model)
+
+
+def test_a_setting_that_is_folded_into_half_precision_is_not_rounded(tmp_path: Path) -> None:
+    model = theirs(scale_attn_by_inverse_layer_idx=True).half()
+    model.save_pretrained(tmp_path)
+    gpt = GPT.from_pretrained(tmp_path, dtype=None)
+    assert gpt.head.weight.dtype == torch.float32
+    check(gpt, model.float())
+
+
+def test_several_models_in_one_file_are_named(tmp_path: Path) -> None:
+    saved(tmp_path, lambda state: {f"{who}.{n}": w.clone() for who in ("student", "teacher") for n, w in state.items()})
+    with pytest.raises(CheckpointError, match=r"several models, whose names begin with 'student\.' and 'teacher\.'"):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["gelu_python", "gelu_accurate", "gelu_python_tanh", "relu2"])
+def test_an_activation_has_many_names(tmp_path: Path, name: str) -> None:
+    model = theirs(activation_function=name)
+    model.save_pretrained(tmp_path)
+    check(GPT.from_pretrained(tmp_path), model)
+
+
+def test_a_model_without_biases_is_exported_with_zeros(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    gpt = GPT(60, 16, n_layer=2, n_head=3, n_embd=48, bias=False, activation="relu_squared").eval()
+    with torch.no_grad():
+        for weight in gpt.parameters():
+            weight += 0.2 * torch.randn_like(weight)
+    gpt.save_pretrained(tmp_path)
+    model = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
+    check(gpt, model)
+    check(GPT.from_pretrained(tmp_path), model)
+
+
+@pytest.mark.parametrize("value", [1e6, float("nan")])
+def test_weights_that_are_not_finite_are_not_exported(tmp_path: Path, value: float) -> None:
+    gpt = GPT(60, 16, n_layer=1, n_head=3, n_embd=48)
+    with torch.no_grad():
+        gpt.blocks[0].mlp.fc.weight[2, 3] = value
+    with pytest.raises(UserError, match=r"blocks\.0\.mlp\.fc\.weight holds NaN or infinity in float16.*choose float32"):
+        gpt.half().save_pretrained(tmp_path)

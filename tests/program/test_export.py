@@ -1,6 +1,7 @@
 """task=export, and transformers reads what it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 
 from mingpt_lightning import GPT, CharTokenizer, LanguageModel
 from tests.common import CHARS, PRETRAINED, SMALL, Cli, MakeGPT
+from tests.gpt2_files import linear
 
 FIT = (*SMALL, "trainer.max_steps=2", "trainer.val_check_interval=1")
 
@@ -40,28 +42,96 @@ def test_the_adder_is_exported_without_a_tokenizer(cli: Cli) -> None:
     assert GPT.from_pretrained("folder").config["vocab_size"] == 10
 
 
-def test_a_checkpoint_of_another_program_becomes_a_folder(cli: Cli, make_gpt: MakeGPT) -> None:
-    gpt = make_gpt(60, block_size=16, n_layer=2, n_head=3, n_embd=48)
+def save_as_mingpt(gpt: GPT, path: Path) -> None:
+    """What minGPT leaves of a training: its weights, and the name of its model in a config.json."""
     gpt.save_pretrained("gpt2")
-    state = {
-        name: weight.T.contiguous() if name.endswith(("c_attn.weight", "c_proj.weight", "c_fc.weight")) else weight
-        for name, weight in load_file("gpt2/model.safetensors").items()
-    }
-    torch.save(state | {"lm_head.weight": torch.zeros(60, 48)}, "model.pt")
-    code, _, err = cli("task=export", "checkpoint=model.pt", "output=out")
+    state = linear(load_file("gpt2/model.safetensors")) | {"lm_head.weight": torch.zeros(gpt.config["vocab_size"], 48)}
+    path.parent.mkdir()
+    torch.save(state, path)
+    path.with_name("config.json").write_text(json.dumps({"model": {"model_type": "gpt-nano", "n_head": None}}))
+
+
+def test_a_checkpoint_of_another_program_becomes_a_folder(cli: Cli, make_gpt: MakeGPT) -> None:
+    save_as_mingpt(make_gpt(60, block_size=16, n_layer=2, n_head=3, n_embd=48), Path("out/model.pt"))
+    code, _, err = cli("task=export", "checkpoint=out/model.pt", "output=folder")
     assert code == 0, err
-    assert "note: model.pt is read as the weights of minGPT" in err
-    assert "exported    out, without a tokenizer: the file has none" in err
-    assert json.loads(Path("out/config.json").read_text())["tie_word_embeddings"] is False
+    assert "note: out/model.pt is read as the weights of minGPT, activation gelu_new" in err
+    assert "exported    folder, float32, without a tokenizer: tokenizer= gives it one" in err
+    assert json.loads(Path("folder/config.json").read_text())["tie_word_embeddings"] is False
     tokens = torch.arange(12)[None]
-    assert GPT.from_pretrained("out").hidden(tokens).equal(GPT.from_pretrained("gpt2").hidden(tokens))
+    assert GPT.from_pretrained("folder").hidden(tokens).equal(GPT.from_pretrained("gpt2").hidden(tokens))
     for task in ("generate", "test"):
-        code, _, err = cli(f"task={task}", "checkpoint=model.pt")
+        code, _, err = cli(f"task={task}", "checkpoint=out/model.pt")
         assert (code, len(err.splitlines())) == (3, 1), err
         assert "bare weights (a state_dict)" in err
         assert "task=export" in err
     code, _, err = cli("task=generate", "checkpoint=gpt2/model.safetensors")
     assert (code, "Use model=gpt2-pretrained model.name=gpt2." in err) == (3, True), err
+    Path("gpt2/config.json").unlink()
+    code, _, err = cli("task=generate", "checkpoint=gpt2/model.safetensors")
+    assert (code, "is not a checkpoint of mingpt_lightning but weights alone (safetensors)" in err) == (3, True), err
+
+
+def test_an_export_without_the_number_of_heads_says_what_to_type(cli: Cli, make_gpt: MakeGPT) -> None:
+    save_as_mingpt(make_gpt(60, block_size=16, n_layer=2, n_head=4, n_embd=48), Path("out/model.pt"))
+    Path("out/config.json").unlink()
+    code, _, err = cli("task=export", "checkpoint=out/model.pt", "output=folder")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "how many heads its attention of 48 channels has (checkpoint)" in err
+    typed = "model=gpt2-pretrained model.name=out/model.pt model.n_head=NUMBER"
+    assert f"Use {typed}, as it was trained." in err
+    options = typed.replace("NUMBER", "4").split()
+    code, _, err = cli("task=export", *options, "model.activation=gelu", "output=folder")
+    assert code == 0, err
+    assert (GPT.from_pretrained("folder").config["n_head"], GPT.from_pretrained("folder").config["activation"]) == (
+        4,
+        "gelu",
+    )
+    code, _, err = cli("task=generate", *options)
+    assert (code, "the model has no tokenizer" in err, "task=export tokenizer=NAME" in err) == (3, True, True), err
+
+
+def test_an_export_may_be_given_a_tokenizer(cli: Cli, make_gpt: MakeGPT) -> None:
+    save_as_mingpt(make_gpt(60, block_size=16, n_layer=2, n_head=3, n_embd=48), Path("out/model.pt"))
+    CharTokenizer("".join(map(chr, range(40, 100)))).save("sixty")
+    CharTokenizer("".join(map(chr, range(40, 101)))).save("more")
+    code, _, err = cli("task=export", "checkpoint=out/model.pt", "tokenizer=more", "output=folder")
+    assert (code, "the tokenizer has 61 tokens, and the model 60 (tokenizer)" in err) == (2, True), err
+    assert not Path("folder").exists()
+    assert cli("task=export", "checkpoint=out/model.pt", "tokenizer=sixty", "output=folder")[0] == 0
+    code, text, err = cli("task=generate", PRETRAINED[0], "model.name=folder", "prompt=ABC", "max_new_tokens=3")
+    assert (code, text[:3]) == (0, "ABC"), err
+    code, _, err = cli("task=export", "checkpoint=out/model.pt", "tokenizer=./none", "output=other")
+    assert (code, "./none does not exist (tokenizer)" in err) == (3, True), err
+
+
+def test_damaged_files_are_called_what_they_are(cli: Cli) -> None:
+    Path("ckpt.pt").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    for task in (("task=export", "output=folder"), ("task=generate",), ("task=test",), ()):
+        code, _, err = cli(*task, "checkpoint=ckpt.pt")
+        assert (code, len(err.splitlines())) == (3, 1), err
+        assert "is a pointer of git-lfs" in err
+        assert "(checkpoint)" in err
+
+
+def test_a_model_that_does_not_fit_into_float16_is_refused(cli: Cli, make_gpt: MakeGPT) -> None:
+    gpt = make_gpt(60)
+    with torch.no_grad():
+        gpt.norm.weight[0] = 1e6
+    gpt.save_pretrained("in", CharTokenizer("".join(map(chr, range(40, 100)))))
+    code, _, err = cli("task=export", *PRETRAINED[:1], "model.name=in", "dtype=float16", "output=out")
+    assert (code, "norm.weight holds NaN or infinity in float16 (dtype)" in err) == (2, True), err
+    assert not Path("out").exists()
+
+
+@pytest.mark.usefixtures("book")
+def test_training_goes_on_from_a_run_that_began_with_a_pretrained_model(cli: Cli, saved_model: tuple) -> None:
+    shutil.copytree(saved_model[0], "gpt")
+    data = ("datamodule=text", "datamodule.tokenizer=gpt", "datamodule.path=book.txt", "datamodule.block_size=16")
+    steps = ("trainer.max_steps=2", "trainer.val_check_interval=1", "trainer.limit_test_batches=1")
+    assert cli(*PRETRAINED, *data, *steps, "run_dir=one")[0] == 0
+    code, _, err = cli(*PRETRAINED, *data, *steps, "run_dir=two", "checkpoint=one")
+    assert code == 0, err
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file, save_file
 
 from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, LanguageModel
 from mingpt_lightning.datamodule import SequenceDataModule
@@ -173,10 +174,9 @@ def spoilt(make_gpt: MakeGPT, saved_model: tuple[Path, BPETokenizer], tmp_path_f
     torch.save({"wte.weight": Canary(Path("canary"))}, folder / "pickle/pytorch_model.bin")
     shutil.rmtree(folder / "no-tokenizer")
     make_gpt(tokenizer.vocab_size, block_size=32).save_pretrained(folder / "no-tokenizer")
-    gpt = make_gpt(tokenizer.vocab_size, block_size=32)
-    with torch.no_grad():
-        gpt.norm.weight[0] = torch.nan
-    gpt.save_pretrained(folder / "nan", tokenizer)
+    weights = load_file(folder / "nan/model.safetensors")
+    weights["transformer.ln_f.weight"][0] = torch.nan
+    save_file(weights, folder / "nan/model.safetensors", metadata={"format": "pt"})
     return folder
 
 

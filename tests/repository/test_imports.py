@@ -18,7 +18,7 @@ ROOMS = {
     ),
     "text and tokens": ("hub", "tokenizer", "tokenizer_files", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
-    "generation, pretrained weights": ("generation", "inference", "weights", "pretrained", "completion"),
+    "generation, pretrained weights": ("generation", "inference", "weights", "foreign", "pretrained", "completion"),
     "data, optimizers, metrics": ("objective", "optim", "muon", "dataset", "datamodule", "metrics"),
     "training with Lightning": (
         "averages",
