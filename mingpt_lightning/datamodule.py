@@ -84,11 +84,17 @@ def split_bounds(
     first, second = int(split[0] * length), int((split[0] + split[1]) * length + 1e-6)
     bounds: dict[Split, tuple[int, int]] = {"train": (0, first), "val": (first, second), "test": (second, length)}
     for (part, (start, end)), share in zip(bounds.items(), split, strict=True):
-        if share and end - start < block_size + 1:
-            what = f"the {part} split of {name} has {end - start} {unit}, too few for block_size={block_size}"
-            fix = f"Give more text, or block_size={end - start - 1} or less." if end - start > 1 else "Give more text."
-            raise UserError(what, "block_size", fix)
+        if share:
+            check_length(part, end - start, block_size, name, unit)
     return bounds
+
+
+def check_length(part: str, length: int, block_size: int, name: str, unit: str) -> None:
+    """Raise UserError for a split that is too short for a window; arguments as for `split_bounds`."""
+    if length < block_size + 1:
+        what = f"the {part} split of {name} has {length} {unit}, too few for block_size={block_size}"
+        fix = f"Give more text, or block_size={length - 1} or less." if length > 1 else "Give more text."
+        raise UserError(what, "block_size", fix)
 
 
 class SequenceDataModule(pl.LightningDataModule):

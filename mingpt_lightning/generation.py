@@ -33,7 +33,7 @@ class Sampling(NamedTuple):
     repetition_penalty: the logits of tokens that the row contains, prompt included, are divided by it where positive
     and multiplied elsewhere (Keskar et al. 2019, "CTRL", section 4.1); 1 is off.
     temperature: the logits are divided by it; 0 takes the likeliest token (greedy decoding).
-    top_k: keep the k likeliest tokens (all, if k is more).
+    top_k: keep the k likeliest tokens (all, if k is more); 0 or None is off.
     top_p: of these, keep the likeliest until their total probability reaches p, the one that crosses it included
     (Holtzman et al. 2019, "The Curious Case of Neural Text Degeneration").
     seed: makes sampling repeatable; None takes a seed from torch's global generator.
@@ -55,7 +55,7 @@ class Sampling(NamedTuple):
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not possible(value):
                 raise UserError(f"{name}={value} is not possible", name, fix)
-        if self.top_k is not None:
+        if self.top_k is not None and (self.top_k != 0 or isinstance(self.top_k, bool)):
             require_positive(top_k=self.top_k)
         if self.seed is not None and (not isinstance(self.seed, int) or self.seed < 0):
             raise UserError(f"seed={self.seed} is not possible", "seed", "Use an integer of at least 0.")

@@ -1,5 +1,6 @@
 """task=generate: prompts from the command line, a file or the keyboard; text to standard output or to a file."""
 
+import io
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from mingpt_lightning.generation import Sampling, count_repeats
 from mingpt_lightning.inference import layout_rates, optimize_for_inference
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.probe import fastest
+from mingpt_lightning.rows import Row, format_of, read_rows
 from mingpt_lightning.text import read_text
 
 ROWS = 16
@@ -98,12 +100,36 @@ def read_prompts(cfg: DictConfig) -> list[str] | None:
     if cfg.prompt is not None:
         return [str(cfg.prompt)]
     if cfg.prompt_file is not None:
-        lines = "".join(read_text(Path(cfg.prompt_file).expanduser(), "prompt_file")).splitlines()
-        if prompts := [line for line in lines if line.strip()]:
-            return prompts
-        raise UserError(f"{cfg.prompt_file} holds no line of text", "prompt_file", "Write one prompt a line.")
+        return prompts_of(Path(cfg.prompt_file).expanduser())
     at_a_terminal = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
     return None if at_a_terminal and cfg.output is None else [""]
+
+
+def prompts_of(file: Path) -> list[str]:
+    """The prompts of a file, in order: its lines, or the field `prompt` of each row of a JSON, CSV or Parquet file.
+
+    Raises UserError for a line or row without one, so that completions can be matched with them by number.
+    """
+    try:
+        if format_of(file) == "text":
+            lines = io.StringIO("".join(read_text(file, "prompt_file")), newline=None).read().split("\n")
+            rows = [Row(f"line {n}", line if line.strip() else None, "is blank") for n, line in enumerate(lines, 1)]
+            rows = rows if lines[-1] else rows[:-1]
+        else:
+            rows = list(read_rows(file, "prompt", "prompt_file"))
+    except UserError as error:
+        if error.where in ("encoding", "text_field"):  # there are no such settings here
+            fix = "Save it as UTF-8." if error.where == "encoding" else "Name it prompt."
+            raise UserError(error.what, "prompt_file", fix) from error
+        raise
+    if not rows:
+        raise UserError(f"{file} holds no prompt", "prompt_file", "Write one a line.")
+    for row in rows:
+        if row.text is None:
+            what = f"{row.place} of {file} has no prompt: it {row.instead}"
+            fix = 'Remove it; in a .jsonl file, {"prompt": ""} starts from nothing.'
+            raise UserError(what, "prompt_file", fix)
+    return [row.text for row in rows if row.text is not None]
 
 
 def stop_strings(stop: Any) -> list[str]:

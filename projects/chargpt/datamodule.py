@@ -21,14 +21,14 @@ from mingpt_lightning.tokenizer import CharTokenizer
 
 
 class CharDataModule(SequenceDataModule):
-    """Any UTF-8 text, character by character.
+    """Any text, character by character.
 
     path: the text file; without it, `url` (fetched once, checked against `sha256`, kept in the user's cache folder);
-    without both, the Python language reference that ships with every Python.
+    without both, the Python language reference that ships with every Python. encoding: see `read_text`.
     split: the fractions of the text for training, validation and test, in this order.
     characters: the vocabulary; None takes all characters of the text. on_unknown: see `CharTokenizer`.
 
-    Raises UserError for a text that is missing, empty, not UTF-8, too short, or has characters outside of a given
+    Raises UserError for a text that is missing, empty, unreadable, too short, or has characters outside of a given
     vocabulary.
     """
 
@@ -40,6 +40,7 @@ class CharDataModule(SequenceDataModule):
         *,
         url: str | None = None,
         sha256: str | None = None,
+        encoding: str | None = None,
         block_size: int = 64,
         split: Sequence[float] = (0.9, 0.05, 0.05),
         characters: str | None = None,
@@ -53,14 +54,16 @@ class CharDataModule(SequenceDataModule):
         file = Path(path).expanduser() if path is not None else fetch(url, sha256) if url is not None else None
         name = str(file or "the Python language reference")
         if characters is None:
-            characters = characters_of(np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file)])))
+            characters = characters_of(
+                np.unique(np.concatenate([np.unique(code_points(t)) for t in read(file, encoding)]))
+            )
         self.tokenizer = CharTokenizer(characters, on_unknown)
         if self.tokenizer.vocab_size < 2:
             what = f"the vocabulary of {name} is {self.tokenizer.arguments['characters']!r}"
             raise UserError(what, "path", "Give at least two different characters; there is nothing to learn.")
         if not characters.strip():
             raise UserError(f"there is no text in {name}, only white space", "path", "Give another file.")
-        self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file)])
+        self.tokens = np.concatenate([self.tokenizer.encode_array(text, name) for text in read(file, encoding)])
         self.block_size = block_size
         self.bounds = split_bounds(len(self.tokens), split, block_size, name, "characters")
 
@@ -74,9 +77,9 @@ class CharDataModule(SequenceDataModule):
         return WindowDataset(self.tokens[start:end], self.block_size, 1 if split == "train" else self.block_size)
 
 
-def read(file: Path | None) -> Iterator[str]:
-    """The text of a UTF-8 file in chunks; of the Python language reference when there is no file."""
-    return iter(["\n".join(language_reference())]) if file is None else read_text(file)
+def read(file: Path | None, encoding: str | None) -> Iterator[str]:
+    """The text of a file in chunks; of the Python language reference when there is no file."""
+    return iter(["\n".join(language_reference())]) if file is None else read_text(file, encoding=encoding)
 
 
 def fetch(url: str, sha256: str | None) -> Path:

@@ -57,10 +57,10 @@ class Cache:
             shutil.rmtree(part, ignore_errors=True)
         return entry
 
-    def sha256(self, file: Path) -> str:
-        """The SHA-256 of a file's content; the file is read again only when it has changed."""
+    def sha256(self, file: Path, where: str = "path") -> str:
+        """The SHA-256 of a file's content, which is read again only when it has changed. where: for errors."""
         memory = self.folder / "files" / f"{digest(str(file.absolute()))}.json"
-        stamp = time_stamp(file)
+        stamp = time_stamp(file, where)
         with suppress(OSError, ValueError, TypeError, KeyError):
             known = json.loads(memory.read_text())
             if known["stamp"] == stamp:
@@ -69,9 +69,9 @@ class Cache:
             with file.open("rb") as stream:
                 content = hashlib.file_digest(stream, "sha256").hexdigest()
         except OSError as error:
-            raise unreadable(file, error) from error
-        if time_stamp(file) != stamp:
-            raise UserError(f"{file} changed while it was read", "path", "Try again.")
+            raise unreadable(file, where, error) from error
+        if time_stamp(file, where) != stamp:
+            raise UserError(f"{file} changed while it was read", where, "Try again.")
         if time.time() - max(stamp[1:3]) / 1e9 >= SETTLED:
             with suppress(OSError), atomic_write(memory, shared=True) as part:  # else it's read again next time
                 part.write_text(json.dumps({"stamp": stamp, "sha256": content}))
@@ -83,12 +83,12 @@ def digest(*values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-def time_stamp(file: Path) -> list[int]:
+def time_stamp(file: Path, where: str = "path") -> list[int]:
     """What changes when a file does: size, modification and change time in nanoseconds, inode."""
     try:
         stat = file.stat()
     except OSError as error:
-        raise unreadable(file, error) from error
+        raise unreadable(file, where, error) from error
     return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
@@ -113,10 +113,10 @@ def put(part: Path, entry: Path) -> None:
             shutil.rmtree(damaged, ignore_errors=True)
 
 
-def unreadable(file: Path, error: OSError) -> UserError:
+def unreadable(file: Path, where: str, error: OSError) -> UserError:
     """The error for a file of the corpus that can't be read, or not any more."""
     fix = "Check that it exists, and its permissions."
-    return UserError(f"{file} cannot be read: {error.strerror}", "path", fix)
+    return UserError(f"{file} cannot be read: {error.strerror}", where, fix)
 
 
 def unwritable(folder: Path, error: OSError) -> ResourceError:

@@ -1,14 +1,14 @@
 """Documents: from files to pieces of text, one piece in memory at a time."""
 
 import glob
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mingpt_lightning.bpe import FastTokenizer
 from mingpt_lightning.errors import UserError
-from mingpt_lightning.text import language_reference, read_text, unicode
+from mingpt_lightning.rows import check_plain, format_of, plain_name, read_rows
+from mingpt_lightning.text import check_encoding, language_reference, read_text
 from projects.text.cache import Cache, digest, time_stamp
 
 PIECE = 2**16
@@ -16,6 +16,9 @@ PIECE = 2**16
 
 LONGEST = 2**20
 """Characters after which it's cut anywhere, to bound the memory; that may cost a token."""
+
+GLANCE = 1000
+"""Rows after which a file is refused when none of them has a text."""
 
 PLACE = re.compile(r"(?<=[^\W_])(?=[ \n]\w)")
 """Between a letter or digit and one space before a word: no known pre-tokeniser joins these two."""
@@ -25,43 +28,84 @@ class Corpus:
     """The documents of some files, in order.
 
     paths: files, or globs in which `**` is any number of folders; a glob's matches come in sorted order, and those
-    that are empty are left out. None is the Python language reference, a document per topic. Files named .jsonl and
-    .parquet have a document per row, under `text_field`; any other file is one document.
+    that are empty are left out. None is the Python language reference, a document per topic. JSON, CSV and Parquet
+    files have a document per row, under `text_field` (see `mingpt_lightning.rows`); any other file is one document.
+    encoding: of files without a byte order mark; None is UTF-8. where: the parameter that names the files, for errors.
 
     Raises UserError for a path that matches no file.
     """
 
-    def __init__(self, paths: str | list[str] | None = None, text_field: str = "text"):
-        self.text_field = text_field
+    def __init__(
+        self,
+        paths: str | list[str] | None = None,
+        text_field: str = "text",
+        encoding: str | None = None,
+        where: str = "path",
+    ):
+        self.text_field, self.encoding, self.where = text_field, encoding, where
         given = [paths] if isinstance(paths, str) else paths or []
         if paths is not None and not given:
-            raise UserError(f"path={paths} names no file", "path", "Give a path, or null.")
-        self.files = list(dict.fromkeys(file for path in given for file in matches(path)))
+            raise UserError(f"{where}={paths} names no file", where, "Give a path, or null.")
+        if encoding is not None:
+            check_encoding(encoding)
+        self.files = list(dict.fromkeys(file for path in given for file in matches(path, where)))
         self.name = (
             str(given[0]) if len(given) == 1 else f"{len(self.files)} files" if given else "the language reference"
         )
-        self.stamps = {file: time_stamp(file) for file in self.files}
-        self.size = sum(stamp[0] for stamp in self.stamps.values())  # bytes
+        self.stamps = {file: time_stamp(file, where) for file in self.files}
+        known = all(format_of(file) != "parquet" and plain_name(file) == file for file in self.files)
+        self.size = sum(stamp[0] for stamp in self.stamps.values()) if known else 0  # bytes of text; 0: unknown
+        self.notes: list[str] = []
+        """What was left out when the documents were read last."""
 
     def identity(self, cache: Cache) -> str:
         """A hash of the documents: of their text, not of where it is."""
         if not self.files:
             return digest(language_reference())
-        return digest([[kind(file), cache.sha256(file)] for file in self.files], self.text_field)
+        files = [[format_of(file), cache.sha256(file, self.where)] for file in self.files]
+        return digest(files, self.text_field, *([] if self.encoding is None else [self.encoding]))
 
     def documents(self) -> Iterator[Iterable[str]]:
         """Each document, in pieces as they come."""
+        self.notes = []
         if not self.files:
             yield from ([topic] for topic in language_reference())
         for file in self.files:
-            if kind(file) == "text":
-                yield read_text(file)
+            if format_of(file) == "text":
+                yield self.plain_text(file)
             else:
-                rows = {"jsonl": jsonl_rows, "parquet": parquet_rows}[kind(file)](file, self.text_field)
-                yield from ([text] for text in rows if text)
+                yield from ([text] for text in self.texts(file))
         for file, stamp in self.stamps.items():
-            if time_stamp(file) != stamp:
-                raise UserError(f"{file} changed while it was read", "path", "Try again.")
+            if time_stamp(file, self.where) != stamp:
+                raise UserError(f"{file} changed while it was read", self.where, "Try again.")
+
+    def plain_text(self, file: Path) -> Iterator[str]:
+        """The text of a file that is one document."""
+        for number, text in enumerate(read_text(file, self.where, self.encoding)):
+            if not number:
+                check_plain(file, text, self.text_field)
+            yield text
+
+    def texts(self, file: Path) -> Iterator[str]:
+        """The texts of a file's rows. Rows without one are left out and noted; a file without any is refused."""
+        total = without = 0
+        first = ""
+        for row in read_rows(file, self.text_field, self.where, self.encoding):
+            total += 1
+            if row.text:
+                yield row.text
+                continue
+            without += 1
+            first = first or f"in {row.place} it {row.instead or 'is empty'}"
+            if without == total == GLANCE:
+                break
+        if total == without > 0:
+            none = "no row" if total < GLANCE else f"none of the first {GLANCE:,} rows"
+            what = f"{none} of {file} has text under {self.text_field!r}: {first}"
+            raise UserError(what, "text_field", "Set text_field.")
+        if without:
+            left_out = f"{without:,} of {total:,} rows of {file} have no text under {self.text_field!r}"
+            self.notes.append(f"{left_out} and are left out: {first}")
 
     def pieces(self, tokenizer: FastTokenizer | None = None) -> Iterator[tuple[str, bool]]:
         """All text, and which pieces end a document.
@@ -85,77 +129,21 @@ class Corpus:
             yield rest, True
 
 
-def matches(path: str) -> list[Path]:
+def matches(path: str, where: str) -> list[Path]:
     """The files that a path or a glob names."""
     path = str(Path(path).expanduser())
     if Path(path).is_file():
         return [Path(path)]
     if Path(path).is_dir():
         fix = f"Give its files, such as {Path(path) / '**' / '*.txt'}."
-        raise UserError(f"{Path(path).absolute()} is a folder", "path", fix)
+        raise UserError(f"{Path(path).absolute()} is a folder", where, fix)
     if not glob.has_magic(path):
-        raise UserError(f"{Path(path).absolute()} does not exist", "path", "Give the path of a text file.")
+        raise UserError(f"{Path(path).absolute()} does not exist", where, "Give the path of a text file.")
     files = [Path(found) for found in sorted(glob.glob(path, recursive=True))]
     files = [file for file in files if file.is_file() and file.stat().st_size]
     if not files:
-        raise UserError(f"no file with text matches {path}", "path", "Check it with ls.")
+        raise UserError(f"no file with text matches {path}", where, "Check it with ls.")
     return files
-
-
-def kind(file: Path) -> str:
-    """How a file is read: jsonl, parquet or text."""
-    suffix = file.suffix.lower()
-    return suffix[1:] if suffix in (".jsonl", ".parquet") else "text"
-
-
-def jsonl_rows(file: Path, field: str) -> Iterator[str]:
-    """The texts of a file with a JSON object per line. Raises UserError, naming the line."""
-    fix = f'Write {{"{field}": "..."}} a line, or set text_field.'
-    for number, line in enumerate(lines(read_text(file)), 1):
-        where = f"{file}:{number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"not JSON: {error}", where, fix) from error
-        if not isinstance(row, dict) or not isinstance(row.get(field), str):
-            found = f"there is {', '.join(map(str, list(row)[:9]))}" if isinstance(row, dict) else "this is no object"
-            raise UserError(f"no text under {field!r}; {found}", where, fix)
-        yield unicode(row[field], where)
-
-
-def lines(pieces: Iterable[str]) -> Iterator[str]:
-    """The lines of a text that comes in pieces."""
-    parts: list[str] = []
-    for piece in pieces:
-        first, *others = piece.split("\n")
-        parts.append(first)
-        for other in others:
-            yield "".join(parts)
-            parts = [other]
-    yield "".join(parts)
-
-
-def parquet_rows(file: Path, field: str) -> Iterator[str]:
-    """The texts of a column of a Parquet file; a row without one counts as empty."""
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        fix = 'Run pip install "mingpt-lightning[parquet]".'
-        raise UserError(f"{file} needs pyarrow to be read", "path", fix) from error
-    try:
-        with parquet.ParquetFile(file) as table:
-            names = table.schema_arrow.names
-            if field not in names or str(table.schema_arrow.field(field).type) not in ("string", "large_string"):
-                fix = f"Set text_field; its columns are {', '.join(names[:20])}."
-                raise UserError(f"{file} has no text under {field!r}", "text_field", fix)
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
-                yield from (text or "" for text in batch.column(0).to_pylist())
-    except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
-        message = " ".join(str(error).split())
-        raise UserError(f"{file} cannot be read: {message}", "path", "Recreate the file.") from error
 
 
 def splits_words(tokenizer: FastTokenizer) -> bool:

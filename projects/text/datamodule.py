@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from rich.console import Console
@@ -24,6 +25,7 @@ from mingpt_lightning.datamodule import (
     SequenceDataModule,
     Split,
     WindowDataset,
+    check_length,
     check_split,
     split_bounds,
 )
@@ -41,20 +43,25 @@ TRAINED_ON = 2**28  # the most characters that a new vocabulary is trained on
 PATIENCE = 10.0
 """Seconds between two lines that say how far something is."""
 
+SEARCHED = 2**16  # tokens to either side in which the end of a document is looked for at first
+
 LARGE = 2**28  # bytes of tokens that may not stay in memory, so that they are read in small pieces
 
 
 class TextDataModule(SequenceDataModule):
     """Text of any size, as one sequence of tokens in which `<|endoftext|>` ends each document.
 
-    path, text_field: which documents; see `Corpus`.
+    path, text_field, encoding: which documents; see `Corpus`. val_path, test_path: those for validation and test, if
+    they have files of their own; a vocabulary is trained on `path` alone.
     tokenizer: a hub id, a folder, a tokenizer.json or the content of one, at `revision` on the hub; None trains one
     of `vocab_size` tokens on the text. special_tokens: ids by config.json's names, such as {"eos_token_id": 2}, which
     replace those in the tokenizer's files; see `FastTokenizer`.
-    split: the fractions of the tokens for training, validation and test, in this order. shuffle: False trains on
-    windows that don't overlap, in the order of the text. cache_dir: None is the user's cache folder.
+    split: the fractions of `path`'s tokens for training, validation and test, in this order, as far as these have no
+    files of their own. The parts begin with a document, where one begins within a quarter of the shortest part.
+    shuffle: False trains on windows that don't overlap, in the order of the text. cache_dir: None is the user's cache
+    folder.
 
-    Raises UserError for a text that is missing, empty, not UTF-8 or too short, ResourceError for an unwritable cache.
+    Raises UserError for a text that is missing, empty, unreadable or too short, ResourceError for an unwritable cache.
     """
 
     tokenizer: FastTokenizer
@@ -63,11 +70,14 @@ class TextDataModule(SequenceDataModule):
         self,
         path: str | list[str] | None = None,
         *,
+        val_path: str | list[str] | None = None,
+        test_path: str | list[str] | None = None,
         tokenizer: str | None = None,
         revision: str | None = None,
         special_tokens: dict[str, int | list[int]] | None = None,
         vocab_size: int = 2048,
         text_field: str = "text",
+        encoding: str | None = None,
         block_size: int = 64,
         split: Sequence[float] = (0.9, 0.05, 0.05),
         shuffle: bool = True,
@@ -81,10 +91,13 @@ class TextDataModule(SequenceDataModule):
         if revision is not None and tokenizer is None:
             raise UserError(f"revision={revision} of no tokenizer", "revision", "Give a tokenizer.")
         cache = Cache(user_cache("cache_dir") / "tokens" if cache_dir is None else Path(cache_dir).expanduser())
-        corpus = Corpus(path, text_field)
-        identity = corpus.identity(cache)
+        corpus = Corpus(path, text_field, encoding)
+        given_paths: dict[Split, str | list[str] | None] = {"val": val_path, "test": test_path}
+        own = {
+            part: Corpus(p, text_field, encoding, f"{part}_path") for part, p in given_paths.items() if p is not None
+        }
         if tokenizer is None:
-            key = digest(VERSION, identity, vocab_size)
+            key = digest(VERSION, corpus.identity(cache), vocab_size)
             entry = cache.entry(key, partial(write_tokenizer, corpus, vocab_size))
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
         given = tokenizer.lstrip().startswith("{")
@@ -93,23 +106,62 @@ class TextDataModule(SequenceDataModule):
         if not isinstance(made, FastTokenizer):
             raise UserError("this is a vocabulary of characters", "tokenizer", "Use chargpt for text by character.")
         self.tokenizer = made
-        key = digest(VERSION, identity, self.tokenizer.arguments)
-        entry = cache.entry(key, partial(write_tokens, corpus, self.tokenizer))
-        self.fingerprint = key
-        self.tokens = map_tokens(entry / "tokens.bin", token_type(self.tokenizer))
+        self.fingerprint, self.tokens = tokens_of(corpus, self.tokenizer, cache)
         self.block_size = block_size
         self.shuffle = shuffle
-        self.bounds = split_bounds(len(self.tokens), split, block_size, corpus.name, "tokens")
+        shares = [0.0 if part in own else share for part, share in zip(get_args(Split), split, strict=True)]
+        shares = [share / sum(shares) for share in shares]
+        bounds = split_bounds(len(self.tokens), shares, block_size, corpus.name, "tokens")
+        moved = at_documents(self.tokens, self.tokenizer.end_of_text, bounds, block_size)
+        if moved != bounds:
+            self.fingerprint = digest(self.fingerprint, moved)
+        self.parts = {part: self.tokens[start:end] for part, (start, end) in moved.items()}
+        for part, others in own.items():
+            key, self.parts[part] = tokens_of(others, self.tokenizer, cache)
+            check_length(part, len(self.parts[part]), block_size, others.name, "tokens")
+            self.fingerprint = digest(self.fingerprint, part, key)
 
     def dataset(self, split: Split) -> WindowDataset:
-        start, end = self.bounds[split]
         stride = 1 if split == "train" and self.shuffle else self.block_size
-        return WindowDataset(self.tokens[start:end], self.block_size, stride)
+        return WindowDataset(self.parts[split], self.block_size, stride)
 
     def train_dataloader(self) -> BatchLoader:
         if self.shuffle:
             return super().train_dataloader()
         return self.loader(self.dataset("train"), self.batch_size)
+
+
+def tokens_of(corpus: Corpus, tokenizer: FastTokenizer, cache: Cache) -> tuple[str, np.ndarray]:
+    """The tokens of a corpus, from the cache, and what identifies them."""
+    key = digest(VERSION, corpus.identity(cache), tokenizer.arguments)
+    entry = cache.entry(key, partial(write_tokens, corpus, tokenizer))
+    return key, map_tokens(entry / "tokens.bin", token_type(tokenizer))
+
+
+def at_documents(
+    tokens: np.ndarray, end_of_text: int | None, bounds: dict[Split, tuple[int, int]], block_size: int
+) -> dict[Split, tuple[int, int]]:
+    """The bounds of the splits, each moved to the nearest end of a document within a quarter of the shortest split.
+
+    They stay where there is none, and where a split would become too short for a window.
+    """
+    reach = min(end - start for start, end in bounds.values() if end > start) // 4
+    val, test = (nearest_end(tokens, end_of_text, bounds[part][0], reach) for part in ("val", "test"))
+    moved: dict[Split, tuple[int, int]] = {"train": (0, val), "val": (val, test), "test": (test, len(tokens))}
+    short = any(bounds[part][0] < bounds[part][1] and end - start <= block_size for part, (start, end) in moved.items())
+    return bounds if short else moved
+
+
+def nearest_end(tokens: np.ndarray, end_of_text: int | None, place: int, reach: int) -> int:
+    """Where a document ends next to a place, at most `reach` tokens away; else, the place."""
+    width = min(SEARCHED, reach)
+    while width and end_of_text is not None:
+        start = max(0, place - width - 1)
+        ends = np.flatnonzero(tokens[start : place + width] == end_of_text) + start + 1
+        if len(ends):
+            return int(ends[np.abs(ends - place).argmin()])
+        width = min(2 * width, reach) if width < reach else 0
+    return place
 
 
 def map_tokens(file: Path, dtype: np.dtype) -> np.ndarray:
@@ -149,7 +201,9 @@ def write_tokens(corpus: Corpus, tokenizer: FastTokenizer, folder: Path) -> None
             for tokens, (_, ends) in zip(tokenizer.encode_batch([text for text, _ in batch]), batch, strict=True):
                 file.write(tokens.astype(dtype).tobytes() + end * ends)
         if not file.tell():
-            raise UserError(f"{corpus.name} is empty", "path", "There is no text in it.")
+            raise UserError(f"{corpus.name} is empty", corpus.where, "There is no text in it.")
+    for note in corpus.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 def first(pieces: Iterator[tuple[str, bool]], characters: int) -> Iterator[str]:
@@ -184,8 +238,9 @@ def with_progress(corpus: Corpus, pieces: Iterator[tuple[str, bool]], what: str)
             yield piece
             done += len(piece[0].encode())
             progress.update(task, completed=done)
-            if not terminal and corpus.size:
-                say(f"{what}: {done / corpus.size:.0%} of {decimal(corpus.size)}")
+            if not terminal and corpus.files:
+                share = f"{done / corpus.size:.0%} of {decimal(corpus.size)}" if corpus.size else decimal(done)
+                say(f"{what}: {share}")
 
 
 class Reporter:

@@ -250,8 +250,9 @@ def test_top_k_keeps_the_likeliest_in_their_proportions(top_k: int) -> None:
     assert chi_square(counts[kept], torch.softmax(LOGITS[kept], dim=0)) < 16.3  # 3 degrees of freedom: p = 0.001
 
 
-def test_top_k_above_the_vocabulary_means_all() -> None:
-    assert torch.equal(frequencies(LOGITS, top_k=100), frequencies(LOGITS))
+@pytest.mark.parametrize("top_k", [0, 100])
+def test_top_k_above_the_vocabulary_or_zero_means_all(top_k: int) -> None:
+    assert torch.equal(frequencies(LOGITS, top_k=top_k), frequencies(LOGITS))
 
 
 def test_huge_logits_and_temperatures_are_no_trouble() -> None:
@@ -303,7 +304,7 @@ def test_an_empty_prompt_is_refused(make_gpt: MakeGPT) -> None:
 
 BAD = [
     *(("temperature", value) for value in (-0.1, math.nan, math.inf, -math.inf, "warm", None, True)),
-    *(("top_k", value) for value in (0, -1, 2.5, math.nan, True)),
+    *(("top_k", value) for value in (-1, 2.5, math.nan, True, False)),
     *(("top_p", value) for value in (0, -0.5, 1.1, math.nan, "half")),
     *(("repetition_penalty", value) for value in (0, -1, math.nan, math.inf)),
     *(("seed", value) for value in (-1, 1.5)),

@@ -78,13 +78,53 @@ def test_a_file_that_holds_something_is_not_overwritten(cli: Cli) -> None:
 
 def test_a_file_of_prompts_becomes_lines_of_json(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:
     prompts = [f"the cat {i}" + " sat" * (i % 7) for i in range(20)]
-    Path("prompts.txt").write_text("\n\n".join(prompts) + "\n", encoding="utf-8")
+    Path("prompts.txt").write_text("\n".join(prompts) + "\n", encoding="utf-8")
     code, out, _ = cli(*GENERATE, "prompt_file=prompts.txt", "num_samples=2", "output=o.jsonl")
     assert (code, out) == (0, "")
     lines = [json.loads(line) for line in Path("o.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["prompt"] for line in lines] == [prompt for prompt in prompts for _ in range(2)]
     alone = complete(*model, [prompts[13]] * 2, 12, seed=0)
     assert [line["completion"] for line in lines[26:28]] == [sample.text for sample in alone]
+
+
+def test_prompts_keep_their_order_whatever_they_hold(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:
+    prompts = ["the cat", "the\u2028dog\x0bsat\x85on\x1c", "the mat. ", " the log"]
+    rows = [{"id": number, "prompt": prompt} for number, prompt in enumerate(prompts)]
+    Path("p.txt").write_text("\ufeff" + "\r\n".join(prompts), encoding="utf-8", newline="")
+    Path("p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    Path("p.json").write_text(json.dumps(prompts))
+    Path("all.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in ["the\ncat", ""]))
+    for name in ("p.txt", "p.jsonl", "p.json"):
+        output = Path(f"{name}.completions.jsonl")
+        assert cli(*GENERATE, f"prompt_file={name}", f"output={output}")[0] == 0
+        assert [json.loads(line)["prompt"] for line in output.read_text().split("\n")[:-1]] == prompts
+    code, out, _ = cli(*GENERATE, "prompt_file=all.jsonl")
+    first, empty = complete(*model, ["the\ncat", ""], 12, seed=0)
+    assert (code, out) == (0, f"{first.prompt}{first.text}\n{'-' * 40}\n{empty.text}\n")
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.txt", "the\n\ncat\n", "line 2 of p.txt has no prompt: it is blank (prompt_file). Remove it; in a .jsonl"),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": null}\n', "line 2 of p.jsonl has no prompt: it is null"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"text": "b"}\n',
+            "line 2 of p.jsonl has no prompt: it is missing; there",
+        ),
+        ("p.jsonl", '{"prompt": "a"}\nb\n', "not JSON: Expecting value: line 1 column 1 (char 0) (p.jsonl:2)"),
+        ("p.csv", "id,text\n1,a\n", "no column of text 'prompt'; its own: 'id', 'text' (prompt_file). Name it prompt."),
+        ("p.json", "[]", "p.json holds no prompt (prompt_file)"),
+        ("p.txt", "na\udcefve", "p.txt is not UTF-8: byte 2 (prompt_file). Save it as UTF-8."),
+    ],
+)
+def test_a_line_without_a_prompt_is_named(cli: Cli, name: str, content: str, message: str) -> None:
+    Path(name).write_text(content, errors="surrogateescape")
+    code, out, err = cli(*GENERATE, f"prompt_file={name}")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
 
 
 def test_many_samples_are_all_different_and_come_in_batches(cli: Cli, model: tuple[GPT, BPETokenizer]) -> None:

@@ -1,8 +1,6 @@
-"""text: documents of any kind and size become windows of tokens."""
+"""text: documents of any size become windows of tokens."""
 
 import json
-import re
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,118 +11,10 @@ import torch
 from mingpt_lightning import CharTokenizer, UserError
 from mingpt_lightning.bpe import BPETokenizer
 from mingpt_lightning.datamodule import IGNORE
-from mingpt_lightning.text import language_reference
 from projects.text import corpus as corpus_module
 from projects.text import datamodule as text_module
 from projects.text.datamodule import TextDataModule
-from tests.common import FOX, documents_of, text_of
-
-# What is read
-
-
-def test_a_file_is_a_document(book: Path, tokenizer: str, bpe: BPETokenizer) -> None:
-    data = TextDataModule(str(book), tokenizer=tokenizer, block_size=8)
-    assert data.tokens.tolist() == [*bpe.encode(FOX), bpe.end_of_text]
-    assert data.tokens.dtype == np.uint16
-    assert (data.vocab_size, data.tokenizer.arguments) == (600, bpe.arguments)
-
-
-def test_without_a_path_it_is_the_language_reference(tokenizer: str) -> None:
-    assert documents_of(TextDataModule(tokenizer=tokenizer)) == language_reference()
-
-
-def test_globs_and_lists(tmp_path: Path, tokenizer: str) -> None:
-    for name in ("b/c/2.txt", "b/1.txt", "a/3.md", "a/[x].txt", "b/empty.txt"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("" if "empty" in name else f"this is the file {name}, a long one" * 5)
-
-    def names(*paths: str) -> list[str]:
-        data = TextDataModule([str(tmp_path / path) for path in paths], tokenizer=tokenizer, block_size=2)
-        return [re.findall(r"file (\S+),", document)[0] for document in documents_of(data)]
-
-    assert names("**/*.txt") == ["a/[x].txt", "b/1.txt", "b/c/2.txt"]
-    assert names("b/*") == ["b/1.txt"]
-    assert names("b/**") == ["b/1.txt", "b/c/2.txt"]
-    assert names("b/c/2.txt", "a/*") == ["b/c/2.txt", "a/3.md", "a/[x].txt"]
-    assert names("b/1.txt", "b/**/*.txt") == ["b/1.txt", "b/c/2.txt"]  # each file once
-    assert names("a/[x].txt") == ["a/[x].txt"]
-    with pytest.raises(UserError, match=r"empty\.txt is empty .*path"):
-        names("b/1.txt", "b/empty.txt")
-
-
-def test_a_document_per_line(tmp_path: Path, tokenizer: str) -> None:
-    texts = ["one\ntwo " * 20, "é🤗\u2028x " * 20, "", "  last"]
-    path = tmp_path / "rows.jsonl"
-    lines = [json.dumps({"n": 1, "body": text}, ensure_ascii=bool(i)) for i, text in enumerate(texts)]
-    path.write_text("\ufeff" + "\r\n".join(lines[:2]) + "\n\n" + "\n".join(lines[2:]), encoding="utf-8")
-    data = TextDataModule(str(path), tokenizer=tokenizer, text_field="body", block_size=2)
-    assert documents_of(data) == [text for text in texts if text]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("{", r"not JSON: .*rows\.jsonl:3\)"),
-        ("3", r"no text under 'text'; this is no object \(.*rows\.jsonl:3\)"),
-        ('{"body": "x", "id": 3}', r"no text under 'text'; there is body, id \(.*rows\.jsonl:3\).*text_field"),
-        ('{"text": null}', r"no text under 'text'.*rows\.jsonl:3\)"),
-        ('{"text": "a\\ud800"}', r"character 1 is a lone surrogate.*rows\.jsonl:3\)"),
-        ("[" * 100_000, r"not JSON: .*rows\.jsonl:3\)"),
-    ],
-)
-def test_a_bad_line_is_named(tmp_path: Path, tokenizer: str, line: str, message: str) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "fine"}\n\n' + line + "\n")
-    with pytest.raises(UserError, match=message) as caught:
-        TextDataModule(str(path), tokenizer=tokenizer)
-    assert "\n" not in str(caught.value)
-
-
-def test_parquet_has_a_document_per_row(tmp_path: Path, tokenizer: str) -> None:
-    import pyarrow as arrow
-    from pyarrow import parquet
-
-    texts = ["one\ntwo " * 20, None, "é🤗" * 20, ""]
-    parquet.write_table(arrow.table({"n": [1, 2, 3, 4], "text": texts}), tmp_path / "rows.parquet")
-    data = TextDataModule(str(tmp_path / "rows.parquet"), tokenizer=tokenizer, block_size=2)
-    assert documents_of(data) == [texts[0], texts[2]]
-    for field in ("body", "n"):
-        with pytest.raises(UserError, match=rf"no text under '{field}' .*its columns are n, text"):
-            TextDataModule(str(tmp_path / "rows.parquet"), tokenizer=tokenizer, text_field=field)
-    (tmp_path / "bad.parquet").write_text("no table")
-    with pytest.raises(UserError, match=r"bad\.parquet cannot be read"):
-        TextDataModule(str(tmp_path / "bad.parquet"), tokenizer=tokenizer)
-
-
-def test_parquet_without_pyarrow_names_the_extra(
-    tmp_path: Path, tokenizer: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (tmp_path / "rows.parquet").write_text("PAR1")
-    with pytest.raises(UserError, match=r'pip install "mingpt-lightning\[parquet\]"'):
-        TextDataModule(str(tmp_path / "rows.parquet"), tokenizer=tokenizer)
-
-
-def test_what_cannot_be_read_is_refused(tmp_path: Path, book: Path, tokenizer: str, cache: Path) -> None:
-    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    (tmp_path / "empty.txt").touch()
-    (tmp_path / "rows.jsonl").write_text('{"text": ""}')
-    for path, message in [
-        ("nowhere.txt", r"nowhere\.txt does not exist \(path\)"),
-        ("*.rst", r"no file with text matches .*\*\.rst \(path\)"),
-        (".", r"is a folder .*\*\*/\*\.txt"),
-        ("empty.txt", r"empty\.txt is empty"),
-        ("latin.txt", r"latin\.txt is not UTF-8: byte 0 .*iconv"),
-        ("rows.jsonl", r"rows\.jsonl is empty"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            TextDataModule(str(tmp_path / path), tokenizer=tokenizer)
-    with pytest.raises(UserError, match=r"path=\[\] names no file"):
-        TextDataModule([], tokenizer=tokenizer)
-    assert all(path.name == "files" for path in cache.iterdir())  # nothing half-made stays
-
-
-# Windows
+from tests.common import FOX, text_of
 
 
 def test_splits_are_the_parts_of_the_tokens_in_order(book: Path, tokenizer: str) -> None:
@@ -135,6 +25,46 @@ def test_splits_are_the_parts_of_the_tokens_in_order(book: Path, tokenizer: str)
     _, targets = data.dataset("val")[torch.arange(len(data.dataset("val")))]
     assert targets[targets != IGNORE].tolist() == parts[1][1:].tolist()  # each once
     assert len(data.dataset("train")) == len(parts[0]) - 8
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_parts_begin_with_a_document(tmp_path: Path, tokenizer: str, bpe: BPETokenizer, seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    lengths = draw.integers(1, 60, 400)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": "the dog " * length}) + "\n" for length in lengths))
+    data = TextDataModule(str(path), tokenizer=tokenizer, block_size=8, split=[0.8, 0.1, 0.1])
+    parts = [data.dataset(split).tokens for split in ("train", "val", "test")]
+    assert np.concatenate(parts).tolist() == data.tokens.tolist()
+    assert [part[-1] for part in parts] == [bpe.end_of_text] * 3
+    assert [len(part) / len(data.tokens) for part in parts] == pytest.approx([0.8, 0.1, 0.1], abs=0.01)
+
+
+def test_few_documents_keep_the_fractions(tmp_path: Path, tokenizer: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": FOX}) + "\n" for _ in range(2)))
+    data = TextDataModule(str(path), tokenizer=tokenizer, block_size=8)
+    parts = [data.dataset(split).tokens for split in ("train", "val", "test")]
+    assert [len(part) / len(data.tokens) for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=0.001)
+
+
+def test_validation_and_test_have_files_of_their_own(tmp_path: Path, book: Path, tokenizer: str) -> None:
+    for name in ("val", "test"):
+        (tmp_path / f"{name}.txt").write_text(f"the {name} " * 99)
+    val, test = str(tmp_path / "val.txt"), str(tmp_path / "*est.txt")
+    data = TextDataModule(str(book), val_path=val, test_path=test, tokenizer=tokenizer, block_size=8)
+    texts = [data.tokenizer.decode(data.dataset(part).tokens.tolist()) for part in ("train", "val", "test")]
+    assert texts == [text + "<|endoftext|>" for text in (FOX, "the val " * 99, "the test " * 99)]
+    only = TextDataModule(str(book), val_path=val, tokenizer=tokenizer, block_size=8)
+    lengths = [len(only.dataset(part).tokens) for part in ("train", "test")]
+    assert sum(lengths) == len(only.tokens)
+    assert lengths[0] / sum(lengths) == pytest.approx(0.9 / 0.95, abs=0.001)
+    assert len({data.fingerprint, only.fingerprint, TextDataModule(str(book), tokenizer=tokenizer).fingerprint}) == 3
+    with pytest.raises(UserError, match=r"nowhere\.txt does not exist \(val_path\)"):
+        TextDataModule(str(book), val_path=str(tmp_path / "nowhere.txt"), tokenizer=tokenizer)
+    (tmp_path / "short.txt").write_text("one two")
+    with pytest.raises(UserError, match=r"the test split of .*short\.txt has \d tokens, too few for block_size=64"):
+        TextDataModule(str(book), test_path=str(tmp_path / "short.txt"), tokenizer=tokenizer)
 
 
 def test_training_in_order(book: Path, tokenizer: str) -> None:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mingpt_lightning"
 
 ROOMS = {
     "what everything may use": (
-        *("finder", "errors", "files", "console", "signals", "text", "probe", "device", "shuffle"),
+        *("finder", "errors", "files", "console", "signals", "text", "rows", "probe", "device", "shuffle"),
     ),
     "text and tokens": ("hub", "tokenizer", "tokenizer_files", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
@@ -51,6 +51,7 @@ NO_TORCH = {
     "console",
     "signals",
     "text",
+    "rows",
     "shuffle",
     "tokenizer",
     "cli.help",
