@@ -10,6 +10,7 @@ import sys
 import zlib
 from collections.abc import Sequence
 from datetime import datetime
+from functools import cache
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,11 +97,18 @@ OmegaConf.register_new_resolver("default_resume", default_resume, replace=True)
 
 
 def compose(overrides: list[str]) -> DictConfig:
-    """The config of some overrides, composed during a run as the command line would."""
-    loader = GlobalHydra.instance().config_loader()
-    name = HydraConfig.get().job.config_name
-    places = [item for item in HydraConfig.get().overrides.hydra if item.startswith("hydra.searchpath=")]
-    return loader.load_configuration(name, [*places, *overrides], run_mode=RunMode.RUN)
+    """The config of some overrides, composed during a run as the command line would. It isn't to be changed."""
+    hydra = HydraConfig.get()
+    places = [item for item in hydra.overrides.hydra if item.startswith("hydra.searchpath=")]
+    folders = {Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"}
+    make = load_once if folders == {CONFIG_DIR} else load_once.__wrapped__
+    return make(hydra.job.config_name, (*places, *overrides))
+
+
+@cache
+def load_once(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """The config of our own files, once per process: a sweep's jobs share most of them."""
+    return GlobalHydra.instance().config_loader().load_configuration(name, list(overrides), run_mode=RunMode.RUN)
 
 
 def check_config(cfg: DictConfig) -> None:

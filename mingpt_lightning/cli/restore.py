@@ -7,6 +7,7 @@ it was given on the command line, is refused.
 import inspect
 import re
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ def section(content: dict[str, Any], group: str) -> DictConfig:
     if wrong := [str(choice) for choice in chosen.values() if not re.fullmatch(CHOICE, str(choice))]:
         raise CheckpointError(f"the checkpoint names a choice {wrong[0]!r}", "checkpoint", "Do not trust the file.")
     try:
-        node: DictConfig = compose([f"{name}={choice}" for name, choice in chosen.items()])[group]
+        node: DictConfig = deepcopy(compose([f"{name}={choice}" for name, choice in chosen.items()])[group])
     except HydraException as error:
         found = explain(error, [])
         fix = "Bring the YAML back that the run was trained with, or give its folder by --config-dir."

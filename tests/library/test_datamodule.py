@@ -177,6 +177,7 @@ def digests() -> list[str]:
     return result
 
 
+@pytest.mark.slow
 def test_batches_are_the_same_in_a_fresh_process() -> None:
     code = f"import runpy; print(*runpy.run_path({__file__!r})['digests']())"
     fresh = python(code, env={**os.environ, "PYTHONHASHSEED": "12345"})

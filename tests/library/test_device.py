@@ -29,6 +29,7 @@ def faults(*arguments: str, **environment: str) -> int:
     return int(python(FAULTS, *arguments, env={"OMP_NUM_THREADS": "1"} | environment).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
 def test_memory_that_was_used_is_used_again() -> None:
     returned, kept = faults(), faults("keep")

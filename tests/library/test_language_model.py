@@ -163,6 +163,7 @@ def test_a_loader_without_a_length_needs_a_number_of_steps(make_gpt: MakeGPT, ma
         make_trainer(max_epochs=1, max_steps=-1).fit(LanguageModel(make_gpt()), loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("project", "text"), [("adder", "4+5=9"), ("sort", "021 -> 012")])
 def test_a_checkpoint_of_a_project_is_read_by_itself(
     make_gpt: MakeGPT, make_trainer: MakeTrainer, tmp_path: Path, project: str, text: str

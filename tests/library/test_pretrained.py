@@ -181,6 +181,7 @@ def peak_memory(folder: Path) -> float:
     return float(python(MEASURE, str(folder)).stdout)
 
 
+@pytest.mark.slow
 def test_gpt2_itself_takes_little_more_memory_than_its_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     theirs = GPT2LMHeadModel(GPT2Config(initializer_range=0.05)).eval()

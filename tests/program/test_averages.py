@@ -39,7 +39,7 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("name", CHOICES)
+@pytest.mark.parametrize("name", ["ema", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mean", "swa"))])
 def test_the_best_checkpoint_holds_what_was_validated_and_averages_resume(cli: Cli, name: str) -> None:
     for file, text in CONF.items():
         Path("conf", file).parent.mkdir(parents=True, exist_ok=True)

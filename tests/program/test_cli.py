@@ -20,6 +20,7 @@ from mingpt_lightning.files import lock
 from tests.common import CHARS, ROOT, SMALL, TINY, summary
 
 
+@pytest.mark.curves
 def test_fit_leaves_the_files_of_a_run(cli):
     code, out, err = cli("run_dir=run", *TINY)
     assert (code, out) == (0, "")
@@ -173,6 +174,7 @@ def test_the_first_lines_say_what_is_trained(cli):
     assert err.index("run folder") < err.index("step ")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a compiler")
 def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(cli):
     code, _, err = cli(*TINY, "compile=false", "run_dir=plain")
@@ -190,6 +192,7 @@ def test_compiled_blocks_learn_the_same_and_leave_no_trace_in_checkpoints(cli):
     assert compiled == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.curves
 def test_metrics_csv_is_a_table_that_plots(cli):
     assert cli("run_dir=run", *TINY, "trainer.log_every_n_steps=2")[0] == 0
     with open("run/metrics.csv") as stream:
@@ -227,6 +230,7 @@ def test_what_an_evaluation_finds_goes_to_its_run(cli):
     assert {path for path in Path().rglob("*") if path.is_dir()} == before
 
 
+@pytest.mark.slow
 def test_the_seconds_are_those_since_the_process_began(tmp_path):
     command = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *TINY]
     start = time.perf_counter()

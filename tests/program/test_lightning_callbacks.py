@@ -20,6 +20,7 @@ ABSTRACT = {"Callback", "Checkpoint", "ProgressBar", "BaseFinetuning", "BasePred
 """They do nothing by themselves."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted({*lightning.__all__} - ABSTRACT))
 def test_it_trains_or_ends_in_one_line(cli: Cli, name: str) -> None:
     arguments = f",{ARGUMENTS[name]}" if ARGUMENTS.get(name) else ""

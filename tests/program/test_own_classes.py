@@ -111,7 +111,10 @@ def mine(cli: Cli) -> Cli:
     return cli
 
 
-@pytest.mark.parametrize("choice", CHOICES, ids=" ".join)
+SLOW = [pytest.param(choice, marks=pytest.mark.slow) for choice in CHOICES[2:]]
+
+
+@pytest.mark.parametrize("choice", [*CHOICES[:2], *SLOW], ids=" ".join)
 def test_what_a_run_reports_of_its_own_class_every_task_finds_again(mine, choice):
     code, _, err = mine(*CONF, *choice, *SHORT, "run_dir=run")
     assert code == 0, err

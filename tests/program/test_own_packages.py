@@ -160,6 +160,7 @@ def test_a_declared_package_brings_its_classes_and_configs(lab):
     assert "model.scale=4.0" in lab("model=lab", "--help")[1]
 
 
+@pytest.mark.slow
 def test_a_package_that_the_environment_names_is_trusted(lab, site, monkeypatch):
     monkeypatch.setenv(TRUST, "elsewhere, quiet.parts ,")
     check_run(lab, "quiet", "--config-dir", str(site / "quiet/configs"))
@@ -233,6 +234,7 @@ def test_a_run_folder_says_its_settings_only(lab, line):
     assert f"run/.hydra/overrides.yaml has '{line}'" in err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_makes_no_object_of_a_trusted_package(lab):
     assert lab("datamodule=lab", *SMALL, *SHORT)[0] == 0
     content = torch.load("run/checkpoints/last.ckpt", weights_only=True)

@@ -41,6 +41,7 @@ def test_ctrl_c_saves_everything_so_far(tmp_path, number):
     assert LanguageModel.load_from_checkpoint(tmp_path / "run").gpt.block_size == 6
 
 
+@pytest.mark.slow
 def test_a_preempted_slurm_job_asks_to_run_again_and_goes_on_by_itself(tmp_path):
     # There is no SLURM here: `scontrol` is a script that writes down what it is asked.
     scontrol = tmp_path / "bin" / "scontrol"
@@ -69,6 +70,7 @@ def test_a_preempted_slurm_job_asks_to_run_again_and_goes_on_by_itself(tmp_path)
     assert (tmp_path / "asked").read_text() == "requeue 42\n", "only when its time is over"
 
 
+@pytest.mark.slow
 def test_training_outlives_whoever_reads_its_messages(tmp_path):
     main = shlex.join([sys.executable, str(ROOT / "main.py"), *LONG])
     command = f"{main} trainer.max_steps=60 run_dir=run 2>&1 | head -n 1"
@@ -106,7 +108,7 @@ def test_ctrl_c_leaves_the_terminal_as_it_was(tmp_path):
     assert text.index("\x1b[?25h") < text.index("stopped before the end")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_ends_the_learning_of_a_vocabulary(tmp_path: Path, number: int) -> None:
     (tmp_path / "dna.txt").write_text("".join(random.Random(0).choices("ACGT", k=4_000_000)))
     data = ("datamodule=text", "datamodule.path=dna.txt", "datamodule.vocab_size=30000")

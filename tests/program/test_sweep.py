@@ -48,7 +48,10 @@ def test_the_table_shows_what_differs_and_the_line_below_it_what_does_not(cli: C
     assert columns(err) == ["job", "datamodule", "val/loss", "run_dir"], "each job has a folder elsewhere"
 
 
-@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")], ids=["", "joblib"])
+JOBLIB = pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), id="joblib", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("launcher", [(), JOBLIB])
 def test_a_failed_job_is_in_the_table_and_in_the_exit_code(cli: Cli, tmp_path: Path, launcher: tuple[str, ...]) -> None:
     jobs = ("-m", "run_dir=sweep", *TINY[2:], "model.n_layer=1", "model.n_head=3,2", *launcher)
     command = [sys.executable, str(ROOT / "main.py"), *jobs]

@@ -217,6 +217,7 @@ def given(argument: str, overrides: tuple[str, ...]) -> tuple[str, ...]:
     return *overrides[1:], f"{plus}trainer.{argument}{overrides[0]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("argument", "overrides", "observed"), OBSERVED, ids=lambda x: x if isinstance(x, str) else "")
 def test_it_does_what_is_documented(
     run: Callable[..., Seen], argument: str, overrides: tuple[str, ...], observed: Callable[[Seen], Any]

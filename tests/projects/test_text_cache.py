@@ -98,6 +98,7 @@ def test_a_damaged_cache_is_made_again(book: Path, tokenizer: str, cache: Path, 
     assert [path.name for path in cache.rglob("*.part")] == []
 
 
+@pytest.mark.slow
 def test_a_process_that_is_killed_leaves_nothing_in_the_way(book: Path, tokenizer: str, cache: Path) -> None:
     book.write_text(FOX * 50)
     code = f"""

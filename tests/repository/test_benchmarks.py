@@ -85,6 +85,7 @@ def test_one_command_writes_a_page(main: Main, tmp_path: Path) -> None:
     assert {row["benchmark"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]} == {"roofline"}
 
 
+@pytest.mark.slow
 def test_reliability() -> None:
     only = ["kills", "crashes", "cuts", "terms", "damage", "copies", "unsafe", "fuzz", "full", "poison"]
     command = [sys.executable, "-m", "benchmarks.reliability", "--tiny", "--only", *only]  # forks: by itself

@@ -91,6 +91,7 @@ def test_stored_output_is_tidy(path: Path) -> None:
     assert path.stat().st_size < 300_000, "the repository keeps each version; make the pictures smaller"
 
 
+@pytest.mark.slow
 @each_notebook
 def test_stored_output_is_what_a_run_gives(path: Path) -> None:
     for stored, fresh in zip(code_cells(read(path)), code_cells(run(path)), strict=True):

@@ -79,6 +79,7 @@ def test_the_wheel_owns_no_other_top_level_name(wheel):
     assert len(ours) >= 6
 
 
+@pytest.mark.slow
 def test_a_project_of_ones_own_is_beside_ours(installed, tmp_path):
     conf = ("--config-dir", "conf", "datamodule=sums", "run_dir=run", *TINY)
     result = installed("mingpt-lightning", *conf)
@@ -96,6 +97,7 @@ for run in "run", {str(ROOT / "tests/fixtures/run_0_1_0")!r}:
     assert not (tmp_path / "ran").exists(), "what isn't on sys.path puts nothing in the place of ours"
 
 
+@pytest.mark.slow
 def test_a_package_that_hides_ours_does_not_in_python(installed, tmp_path):
     (tmp_path / "projects/adder/__init__.py").write_text("")
     code = """
