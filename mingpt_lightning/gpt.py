@@ -258,11 +258,11 @@ class GPT(nn.Module):
 
         return from_pretrained(name, revision, **changes)
 
-    def save_pretrained(self, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
-        """Write a folder that transformers loads; see `mingpt_lightning.pretrained`."""
+    def save_pretrained(self, folder: str | Path, tokenizer: "Tokenizer | None" = None, **facts: Any) -> None:
+        """Write a folder that transformers loads; see `mingpt_lightning.pretrained`, and `card.Facts` for `facts`."""
         from mingpt_lightning.pretrained import save_pretrained
 
-        save_pretrained(self, folder, tokenizer)
+        save_pretrained(self, folder, tokenizer, **facts)
 
     def crop_block_size(self, block_size: int) -> None:
         """Reduce the context to the first `block_size` positions. Raises UserError when there are fewer."""

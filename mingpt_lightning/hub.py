@@ -104,6 +104,44 @@ class Repository:
             raise ResourceError(what, self.where, fix) from error
 
 
+def upload(folder: Path, repo: str, private: bool = True) -> tuple[str, bool]:
+    """Upload a folder to a model repository, which is created if need be; returns its address, and of a card kept.
+
+    A README.md that the repository has is kept. private: how it is created; one that is public already is refused.
+    Raises UserError for that and for a repository that this user may not write, ResourceError without a network.
+    """
+    from huggingface_hub import HfApi, constants, errors
+
+    api = HfApi()
+    try:
+        url = api.create_repo(repo, private=private, exist_ok=True)
+        info = api.model_info(repo)
+        if private and not info.private:
+            raise UserError(f"{repo} is public", "repo", "Give private=false, or another repository.")
+        kept = any(file.rfilename == "README.md" for file in info.siblings or [])
+        api.upload_folder(
+            folder_path=folder,
+            repo_id=repo,
+            commit_message="Upload a model of mingpt-lightning",
+            ignore_patterns=["README.md"] if kept else None,
+        )
+        return str(url), kept
+    except UserError:
+        raise
+    except errors.LocalTokenNotFoundError as error:
+        raise UserError("you are not logged in to the hub", "repo", "Run hf auth login, or set HF_TOKEN.") from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        what = f"the hub answers {status} for {repo}: {' '.join(str(error.server_message or error).split())}"
+        if status not in (401, 403, 404):
+            raise ResourceError(what, "repo", "Try again later.") from error
+        fix = "Run hf auth login, or set HF_TOKEN, as a user who may write there."
+        raise UserError(what, "repo", fix) from error
+    except Exception as error:  # whatever the network has against it
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else " ".join(str(error).split())
+        raise ResourceError(f"cannot upload to {repo}: {reason}", "repo", "Try again with a network.") from error
+
+
 def is_hub_id(name: str) -> bool:
     """Whether the hub could have a model of this name."""
     from huggingface_hub.utils import HFValidationError, validate_repo_id

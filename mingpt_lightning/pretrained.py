@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.foreign import read_foreign
 from mingpt_lightning.gpt import GPT
@@ -65,14 +66,6 @@ GPT2 = {  # the one value of ours that theirs computes
     "logit_softcap": None,
 }
 WHERE, FIX = "name", "Choose a GPT-2 language model in Hugging Face's layout."
-CARD = """A GPT-2 written by mingpt-lightning: {n_parameters:,} parameters,
-n_layer={n_layer}, n_head={n_head}, n_embd={n_embd}, vocab_size={vocab_size}, block_size={block_size}.
-
-```python
-model = transformers.AutoModelForCausalLM.from_pretrained("path/of/this/folder")
-gpt = mingpt_lightning.GPT.from_pretrained("path/of/this/folder")
-```
-"""
 
 
 def from_pretrained(
@@ -223,10 +216,20 @@ def special_texts(backend: Any, special_tokens: dict[str, Any]) -> dict[str, Any
     return texts | ({"additional_special_tokens": more} if more else {})
 
 
-def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" = None) -> None:
+def special_numbers(tokenizer: "Tokenizer | None") -> dict[str, Any]:
+    """The ids of special tokens as config.json has them; the end of a text also stands for padding."""
+    special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
+    given = {name: ids for name, ids in special.items() if name != "unk_token_id"}
+    begin, end = tokenizer.start_token if tokenizer else None, special.get("eos_token_id")
+    pad = end[0] if isinstance(end, list) else end
+    return {"bos_token_id": begin, "eos_token_id": end, "pad_token_id": pad, **given}
+
+
+def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" = None, **facts: Any) -> None:
     """Write a folder that `from_pretrained` and transformers load; with a tokenizer, one for AutoTokenizer too.
 
-    Each file is written atomically, config.json last. An existing README.md is kept.
+    Each file is written atomically, config.json last. An existing README.md is kept; a new one is a model card with
+    these facts. generation_config.json ends a text at the last position, beyond which transformers fails.
     Raises ResourceError when the folder cannot be written, UserError for a layer that its GPT-2 lacks.
     """
     folder, ours = Path(folder), gpt.config
@@ -238,13 +241,14 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     activation, weights = hf_activation(ours["activation"]), hf_weights(gpt)
     backend = tokenizer.hugging_face() if tokenizer else None
     special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
-    ends = {"bos_token_id": None, "eos_token_id": None, **{n: i for n, i in special.items() if n != "unk_token_id"}}
+    ends = special_numbers(tokenizer if backend is not None else None)
     if not (folder / "README.md").exists():
-        write_file(folder / "README.md", CARD.format(**ours, n_parameters=gpt.n_parameters))
-    write_file(folder / "generation_config.json", ends)
+        card = model_card(ours, gpt.n_parameters, tokenizer if backend is not None else None, Facts(**facts))
+        write_file(folder / "README.md", card)
+    write_file(folder / "generation_config.json", ends | {"max_length": ours["block_size"]})
     if backend is not None:
-        options = {"model_max_length": ours["block_size"], "clean_up_tokenization_spaces": False}
-        options |= special_texts(backend, special)
+        options = {"model_max_length": ours["block_size"], "padding_side": "left"}
+        options |= {"clean_up_tokenization_spaces": False, **special_texts(backend, special)}
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     write_file(folder / "model.safetensors", weights)
@@ -254,6 +258,7 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         **{key: value for key, value in (ONLY | SWITCHES).items() if value is not None},
         "tie_word_embeddings": ours["tie_embeddings"],
         **{key: ours[name] for name, (key, _, _) in SIZES.items()},
+        "n_ctx": ours["block_size"],  # transformers has forgotten it, llama.cpp's converter asks for it
         **dict(zip(DROPOUTS, dropout, strict=True)),
         "activation_function": activation,
         "layer_norm_epsilon": ours["norm_eps"],

@@ -120,7 +120,9 @@ def compare(gpt: GPT, reference: GPT2LMHeadModel) -> float:
     torch.testing.assert_close(gradients(gpt, ours), gradients(reference, theirs), rtol=0, atol=1e-5)
     prompt = TOKENS[:, :4]
     mask = torch.ones_like(prompt)
-    text = reference.generate(prompt, attention_mask=mask, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    text = reference.generate(
+        prompt, attention_mask=mask, max_length=prompt.shape[1] + 20, do_sample=False, pad_token_id=0
+    )
     assert torch.equal(gpt.generate(prompt, 20, temperature=0), text)
     return (ours - theirs).abs().max().item()
 

@@ -22,6 +22,7 @@ EXAMPLES = (
     ("task=generate model=gpt2-pretrained", "asks for prompts"),
     ("task=test checkpoint=RUN", "test it again"),
     ("task=export checkpoint=RUN output=FOLDER", "for transformers"),
+    ("task=push checkpoint=RUN repo=USER/NAME", "to the Hugging Face hub"),
     ("task=check model=gpt2", "try a run out first"),
     ("run_dir=RUN resume=auto", "go on with a stopped run"),
     ("-m optimizer.lr=1e-3,3e-4 seed=0,1", "a sweep: every combination"),

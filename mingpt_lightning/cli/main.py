@@ -42,6 +42,7 @@ TASKS = {
     "test": "evaluate",
     "generate": "generate",
     "export": "export",
+    "push": "push",
     "check": "check",
 }
 """The tasks, and the modules of `cli/` whose `run_task(cfg, started)` does them."""
@@ -176,8 +177,8 @@ def run_job(cfg: DictConfig) -> float | None:
             task = import_module(f"mingpt_lightning.cli.{TASKS[cfg.task]}")
             if first:
                 started = import_module("mingpt_lightning.cli.run").process_start()
-        for name in ("pytorch_lightning", "lightning_fabric", "lightning", "matplotlib"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no news of fonts
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning", "matplotlib", "httpx", "httpx2"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # no tips, no news of fonts or requests
         logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # a report was asked for
         logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
         with warnings.catch_warnings():

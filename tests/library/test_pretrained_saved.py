@@ -106,10 +106,13 @@ def test_a_tokenizer_comes_along(tmp_path: Path, quiet: list[str], name: str) ->
     assert len(theirs) == tokenizer.vocab_size
     assert theirs.model_max_length == 100
     end = getattr(tokenizer, "end_of_text", None)
-    assert [theirs.eos_token_id, theirs.bos_token_id, model.config.eos_token_id, model.config.bos_token_id] == [end] * 4
+    assert [theirs.eos_token_id, theirs.bos_token_id, model.config.eos_token_id] == [end] * 3
+    assert model.config.bos_token_id == tokenizer.start_token
     assert (model.generation_config.eos_token_id, end is None) == (end, name != "bytes")
     batch = theirs(["Hello", "Hello"], return_tensors="pt")
-    theirs_text = model.generate(**batch, max_new_tokens=20, do_sample=False, pad_token_id=0, eos_token_id=None)
+    theirs_text = model.generate(
+        **batch, max_length=batch["input_ids"].shape[1] + 20, do_sample=False, pad_token_id=0, eos_token_id=None
+    )
     assert torch.equal(gpt.generate(batch["input_ids"], 20, temperature=0), theirs_text)
 
 

@@ -1,15 +1,23 @@
 """task=export, and transformers reads what it writes."""
 
+import contextlib
+import io
 import json
+import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
-from mingpt_lightning import GPT, CharTokenizer, LanguageModel
-from tests.common import CHARS, PRETRAINED, SMALL, Cli, MakeGPT
+from mingpt_lightning import GPT, BPETokenizer, CharTokenizer, LanguageModel
+from tests.common import CHARS, PRETRAINED, SMALL, Cli, MakeGPT, summary
 from tests.gpt2_files import linear
 
 FIT = (*SMALL, "trainer.max_steps=2", "trainer.val_check_interval=1")
@@ -35,11 +43,98 @@ def test_a_run_is_exported_and_read_again(cli: Cli) -> None:
     assert cli("task=export", "checkpoint=run")[0] == 2
 
 
-def test_the_adder_is_exported_without_a_tokenizer(cli: Cli) -> None:
-    assert cli("run_dir=run", *FIT)[0] == 0
-    assert cli("task=export", "checkpoint=run", "output=folder")[0] == 0
+@pytest.mark.parametrize("task", ["adder", "sort"])
+def test_a_task_with_its_own_notation_is_exported_without_a_tokenizer(cli: Cli, task: str) -> None:
+    assert cli(f"datamodule={task}", "run_dir=run", *FIT)[0] == 0
+    code, _, err = cli("task=export", "checkpoint=run", "output=folder")
+    assert code == 0
+    assert "exported    folder, float32, without a tokenizer: transformers has none for this notation\n" in err
+    assert "upload      hf upload USER/NAME folder, or task=push repo=USER/NAME instead\n" in err
     assert not Path("folder/tokenizer.json").exists()
-    assert GPT.from_pretrained("folder").config["vocab_size"] == 10
+    data = front_matter("folder")
+    (model,) = data["model-index"]
+    found = {metric["name"]: metric["value"] for result in model["results"] for metric in result["metrics"]}
+    metrics = summary()["metrics"]
+    assert found == {name: metrics[name] for name in metrics if name.startswith(("val/", "test/"))} != {}
+    assert {result["dataset"]["name"] for result in model["results"]} == {task}
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-generation")
+    run_snippet("folder")
+
+
+def front_matter(folder: str) -> dict[str, Any]:
+    """What stands between the lines of dashes of a model card."""
+    card = Path(folder, "README.md").read_text()
+    assert "`hf upload USER/NAME .`" in card
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def run_snippet(folder: str) -> str:
+    """Run the code of a model card as it stands, in its folder; returns what it prints."""
+    code = Path(folder, "README.md").read_text().split("```python\n")[1].split("```")[0]
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(code, {})
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe", "bpe without special tokens"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.usefixtures("cli")
+def test_transformers_generates_from_every_export(make_gpt: MakeGPT, bpe: BPETokenizer, kind: str) -> None:
+    from transformers import pipeline
+
+    backend = json.loads(bpe.arguments["tokenizer"])
+    plain = BPETokenizer(json.dumps(backend | {"added_tokens": []}))
+    tokenizer = {"characters": CharTokenizer("\n aehtc"), "bpe": bpe}.get(kind, plain)
+    gpt = make_gpt(tokenizer.vocab_size, block_size=16)
+    gpt.save_pretrained("folder", tokenizer)
+    assert len(run_snippet("folder")) > 1
+    generate = pipeline("text-generation", model="folder", do_sample=False)
+    (whole,) = generate("the cat")  # as far as the positions go
+    tokens = tokenizer.encode("the cat")
+    assert whole["generated_text"] == tokenizer.decode(gpt.generate(torch.tensor([tokens]), 16 - len(tokens),
+                                                                    temperature=0)[0].tolist())  # fmt: skip
+    if kind != "bpe":
+        assert "generate.tokenizer.pad_token_id = 0" in Path("folder/README.md").read_text()
+        generate.tokenizer.pad_token_id = 0
+    prompts = ["the cat ate", "a\n", "the"]
+    together = generate(prompts, batch_size=3, max_new_tokens=4)
+    assert [text for (row,) in together for text in row.values()] == [
+        generate(prompt, max_new_tokens=4)[0]["generated_text"] for prompt in prompts
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+@pytest.mark.usefixtures("cli")
+def test_lm_eval_measures_an_export(make_gpt: MakeGPT, bpe: BPETokenizer, kind: str) -> None:
+    pytest.importorskip("lm_eval.models.huggingface", reason="needs lm_eval[hf]", exc_type=ImportError)
+    tokenizer = {"characters": CharTokenizer("\n aehtc"), "bpe": bpe}[kind]
+    gpt = make_gpt(tokenizer.vocab_size, block_size=16)
+    gpt.save_pretrained("folder", tokenizer)
+    text = "the cat ate the"
+    Path("rows.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    task = {
+        "task": "cats",
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": "rows.jsonl"}},
+        "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    }
+    Path("cats.yaml").write_text(json.dumps(task))
+    start = [] if kind == "bpe" else [f",prefix_token_id={tokenizer.start_token}"]  # as docs/generation.md says
+    command = ["-m", "lm_eval", "--model", "hf", "--model_args", "".join(["pretrained=folder", *start])]
+    command += ["--tasks", "cats", "--include_path", ".", "--device", "cpu", "--output_path", "out.json"]
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(Path("hf").absolute())}
+    run = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    (result,) = Path().glob("out*.json")
+    tokens = torch.tensor([[tokenizer.start_token, *tokenizer.encode(text)]])
+    likelihoods = gpt(tokens[:, :-1]).log_softmax(-1).gather(-1, tokens[:, 1:, None])
+    bits = -likelihoods.sum().item() / math.log(2) / len(text)
+    assert json.loads(result.read_text())["results"]["cats"]["bits_per_byte,none"] == pytest.approx(bits, abs=1e-4)
 
 
 def save_as_mingpt(gpt: GPT, path: Path) -> None:

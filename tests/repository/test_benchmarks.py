@@ -43,10 +43,10 @@ def test_generate(main: Main) -> None:
 
 
 NAMES = ("memory", "gpu_gpt2.__main__", "data", "startup", "overhead", "scaling.__main__")
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+LONG = [pytest.param(name, marks=pytest.mark.benchmark) for name in NAMES]
 
 
-@pytest.mark.parametrize("name", ["roofline", *SLOW])
+@pytest.mark.parametrize("name", ["roofline", *LONG])
 def test_a_short_run(main: Main, name: str, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     output = main(f"benchmarks.{name}", "--tiny", "--rounds", "1", "--peers", "nowhere", "--json", str(rows))
@@ -56,7 +56,7 @@ def test_a_short_run(main: Main, name: str, tmp_path: Path) -> None:
     assert output.count("|---|") >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_train_gpt2_has_the_losses_of_transformers(main: Main) -> None:
     only = ["--only", "transformers", "transformers tuned"]
     output = main("benchmarks.train_gpt2", "--tiny", "--rounds", "1", "--peers", "nowhere", *only)
@@ -65,7 +65,7 @@ def test_train_gpt2_has_the_losses_of_transformers(main: Main) -> None:
     assert len([line for line in output.splitlines() if line.startswith("| ")]) == 4  # head, two peers, ours
 
 
-@pytest.mark.slow
+@pytest.mark.benchmark
 def test_adder_and_shakespeare(main: Main, tmp_path: Path) -> None:
     assert "minGPT is missing" in main("benchmarks.adder", "--tiny", "--peers", "nowhere")
     text = tmp_path / "text.txt"

@@ -18,7 +18,15 @@ ROOMS = {
     ),
     "text and tokens": ("hub", "tokenizer", "tokenizer_files", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
-    "generation, pretrained weights": ("generation", "inference", "weights", "foreign", "pretrained", "completion"),
+    "generation, pretrained weights": (
+        "generation",
+        "inference",
+        "weights",
+        "foreign",
+        "card",
+        "pretrained",
+        "completion",
+    ),
     "data, optimizers, metrics": ("objective", "optim", "muon", "dataset", "datamodule", "metrics"),
     "training with Lightning": (
         "averages",
@@ -33,7 +41,7 @@ ROOMS = {
         *("cli.sweep", "cli.__init__", "cli.signatures", "cli.trust", "cli.config", "cli.overrides"),
         *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
         *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
-        *("cli.export", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
+        *("cli.export", "cli.push", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]
