@@ -62,7 +62,7 @@ def read_rows(file: Path, field: str, where: str = "path", encoding: str | None 
         elif text is not ABSENT:
             yield Row(place, None, f"is {KINDS.get(type(text), 'no text')}")
         else:
-            fields = f"there is {', '.join(map(str, [*value][:20])) or 'nothing'}" if isinstance(value, dict) else ""
+            fields = f"there is {', '.join(map(repr, [*value][:20])) or 'nothing'}" if isinstance(value, dict) else ""
             yield Row(place, None, f"is missing; {fields or f'the row is {KINDS[type(value)]}'}")
 
 
