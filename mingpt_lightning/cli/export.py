@@ -86,11 +86,10 @@ def facts_of_run(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     facts = facts_of_pretrained(str(config.get("model", {}).get("name", "")))
     facts["dataset"] = config.get("choices", {}).get("datamodule")
     metrics: dict[str, float] = {}
-    for name in ("summary", "validate", "test"):
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
-            found = json.loads((path.parent.parent / f"{name}.json").read_text(encoding="utf-8"))
-            if path.parent.name == "checkpoints" and Path(found["checkpoint"]).name == path.name:
-                metrics |= found["metrics"]
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
+        found = json.loads((path.parent.parent / "summary.json").read_text(encoding="utf-8"))
+        if path.parent.name == "checkpoints" and Path(found["checkpoint"]).name == path.name:
+            metrics = found["metrics"]
     facts["metrics"] = {
         name: value
         for name, value in metrics.items()
