@@ -86,10 +86,22 @@ def require_number(**values: float) -> None:
             raise UserError(f"{name}={value} is not a number above 0", name, "Use a positive number.")
 
 
-def check_gpt_sizes(n_layer: int, n_head: int, n_embd: int, dropout: float | Sequence[float] = 0.0) -> None:
+def check_gpt_sizes(
+    n_layer: int,
+    n_head: int,
+    n_embd: int,
+    dropout: float | Sequence[float] = 0.0,
+    n_kv_head: int | None = None,
+    head_dim: int | None = None,
+) -> None:
     """Raise UserError for the sizes of a GPT that cannot be built. Needs no torch, so a bad config is refused early."""
     require_positive(n_layer=n_layer, n_head=n_head, n_embd=n_embd)
-    if n_embd % n_head:
+    optional = {"n_kv_head": n_kv_head, "head_dim": head_dim}
+    require_positive(**{name: value for name, value in optional.items() if value is not None})
+    if n_kv_head is not None and n_head % n_kv_head:
+        near = ", ".join(str(n) for n in range(1, n_head + 1) if n_head % n == 0)
+        raise UserError(f"n_head={n_head} is not divisible by n_kv_head={n_kv_head}", "n_kv_head", f"Try {near}.")
+    if n_embd % n_head and head_dim is None:
         below, above = n_embd // n_head * n_head, (n_embd // n_head + 1) * n_head
         near = f"{below} or {above}" if below else f"{above}"
         raise UserError(f"n_embd={n_embd} is not divisible by n_head={n_head}", "n_embd", f"Try n_embd={near}.")

@@ -2,7 +2,7 @@
 
 Notable: pre-LayerNorm, tanh GELU, learned positions, biases everywhere, output matrix tied to the token embedding,
 attention through `scaled_dot_product_attention` (no stored mask). What newer models do instead is a named choice in the
-constructor, which picks a layer; no `forward` branches on a setting. This module knows nothing of losses, optimizers,
+constructor, which picks a layer; no `forward` branches on it. This module knows nothing of losses, optimizers,
 tokenizers or Lightning.
 
 Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3; for the newer choices,
@@ -12,7 +12,7 @@ Shapes: B batch, T time, V vocabulary, C channels (n_embd), H heads, D head size
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,8 +27,9 @@ from mingpt_lightning.layers import (
     ACTIVATIONS,
     NORMS,
     POSITIONS,
+    QK_NORMS,
     Activation,
-    HeadNorm,
+    GatedMLP,
     Identity,
     LearnedPositions,
     Norm,
@@ -45,7 +46,11 @@ Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 
 class CausalSelfAttention(nn.Module):
-    """Multi-head attention of every position to itself and the positions before it."""
+    """Multi-head attention of every position to itself and the positions before it.
+
+    With fewer heads of keys and values (G) than of queries (H), each of them serves H / G heads of queries that are
+    beside each other. Source: Ainslie et al. 2023, "GQA".
+    """
 
     def __init__(
         self,
@@ -53,28 +58,31 @@ class CausalSelfAttention(nn.Module):
         n_head: int,
         dropout: float = 0.0,
         *,
-        bias: bool = True,
+        n_kv_head: int | None = None,
+        head_dim: int | None = None,
+        bias: bool | Literal["qkv"] = True,
         qk_norm: nn.Module | None = None,
         rotate: nn.Module | None = None,
     ):
         super().__init__()
-        self.n_head = n_head
+        self.n_head, self.n_kv_head, self.head_dim = n_head, n_kv_head or n_head, head_dim or n_embd // n_head
         self.dropout = dropout
-        self.qkv = nn.Linear(n_embd, 3 * n_embd, bias)
+        self.qkv = nn.Linear(n_embd, (n_head + 2 * self.n_kv_head) * self.head_dim, bool(bias))
         self.qk_norm = qk_norm or Identity()
         self.rotate = rotate or Identity()
-        self.proj = nn.Linear(n_embd, n_embd, bias)
+        self.proj = nn.Linear(n_head * self.head_dim, n_embd, bias is True)
 
     def forward(self, x: Tensor, positions: Tensor, extend: Extend | None = None) -> Tensor:
-        B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # 3 x (B, H, T, D)
-        q, k = self.rotate(self.qk_norm(qkv[:2]), positions)
-        v, mask = qkv[2], None
+        B, T, _ = x.shape
+        H, G, D = self.n_head, self.n_kv_head, self.head_dim
+        heads = self.qkv(x).view(B, T, H + 2 * G, D).transpose(1, 2)  # (B, heads, T, D)
+        q, k = self.rotate(self.qk_norm(heads[:, : H + G]), positions).split([H, G], dim=1)
+        v, mask = heads[:, H + G :], None
         if extend is not None:
-            k, v, mask = extend(k, v)  # (B, H, tokens so far, D)
-        dropout = self.dropout if self.training else 0.0
-        y = F.scaled_dot_product_attention(q.type_as(k), k, v, attn_mask=mask, dropout_p=dropout, is_causal=T > 1)
-        return self.proj(y.type_as(x).transpose(1, 2).reshape(B, T, C))  # heads side by side again
+            k, v, mask = extend(k, v)  # (B, G, tokens so far, D)
+        attend = partial(F.scaled_dot_product_attention, is_causal=T > 1, enable_gqa=G < H)
+        y = attend(q.type_as(k), k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj(y.type_as(x).transpose(1, 2).reshape(B, T, H * D))  # heads side by side again
 
 
 class MLP(nn.Module):
@@ -95,7 +103,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """One Transformer layer: attention, then an MLP, each normalised first and on a residual branch."""
 
-    def __init__(self, attn: CausalSelfAttention, mlp: MLP, make_norm: Callable[[], nn.Module], dropout: float = 0.0):
+    def __init__(
+        self, attn: CausalSelfAttention, mlp: nn.Module, make_norm: Callable[[], nn.Module], dropout: float = 0.0
+    ):
         super().__init__()
         self.norm_1 = make_norm()
         self.attn = attn
@@ -109,19 +119,35 @@ class Block(nn.Module):
         return x
 
 
+class PostNormBlock(Block):
+    """A layer of GPT-1: attention, then an MLP, each added to its input and the sum normalised."""
+
+    def forward(self, x: Tensor, positions: Tensor, extend: Extend | None = None) -> Tensor:
+        x = self.norm_1(x + self.dropout(self.attn(x, positions, extend)))
+        x = self.norm_2(x + self.dropout(self.mlp(x)))
+        return x
+
+
+MLPS: dict[str, Callable[..., nn.Module]] = {"plain": MLP, "gated": GatedMLP}
+BLOCKS = {"pre": Block, "post": PostNormBlock}
+
+
 class GPT(nn.Module):
-    """A GPT-2 of any size, or a newer one by named choices.
+    """A GPT-2 of any size, or an older or newer one by named choices.
 
     vocab_size: how many different tokens there are. block_size: the longest sequence, in tokens.
-    n_layer, n_head, n_embd: depth, heads per layer and width; n_embd is divisible by n_head.
+    n_layer, n_head, n_embd: depth, heads per layer and width; n_embd is divisible by n_head, unless head_dim, the
+    channels of a head, is given. n_kv_head: heads of keys and values, n_head by default, which it divides.
     dropout: one rate for the three usual places, or a rate for each: after the embeddings, on the attention weights,
     and at the end of each residual branch.
-    n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP. norm, norm_eps: before each layer
-    and at the end. bias: of all linear layers and LayerNorms. position: a learned embedding, or rotary. qk_norm:
-    RMSNorm of queries and keys. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output
+    mlp: plain or gated. n_inner: width inside the MLP, 4 * n_embd by default. activation: inside the MLP.
+    norm, norm_eps: before each layer and at the end; norm_order="post": after each residual sum instead, as in GPT-1.
+    bias: of all linear layers and LayerNorms; "qkv": of queries, keys and values only. position: a learned embedding,
+    or rotary, with rope_theta and rope_scaling as for `RotaryPositions`. qk_norm: RMSNorm of queries and keys, with one
+    gain, or "separate" ones. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output
     matrix is the token embedding. logit_softcap: bounds the logits to plus and minus it.
 
-    Raises UserError (a ValueError) when a size is not positive, n_embd is not divisible by n_head, dropout is not in
+    Raises UserError (a ValueError) when a size is not positive or does not divide what it must, dropout is not in
     [0, 1), or a name is not known.
 
     >>> gpt = GPT(vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_embd=768)  # GPT-2, 124 M parameters
@@ -137,40 +163,53 @@ class GPT(nn.Module):
         n_layer: int,
         n_head: int,
         n_embd: int,
+        n_kv_head: int | None = None,
+        head_dim: int | None = None,
         dropout: float | Sequence[float] = 0.0,
+        mlp: Literal["plain", "gated"] = "plain",
         n_inner: int | None = None,
         activation: Activation = "gelu_tanh",
         norm: Norm = "layernorm",
+        norm_order: Literal["pre", "post"] = "pre",
         norm_eps: float = 1e-5,
-        bias: bool = True,
+        bias: bool | Literal["qkv"] = True,
         position: Position = "learned",
-        qk_norm: bool = False,
+        rope_theta: float = 10000.0,
+        rope_scaling: Mapping[str, Any] | None = None,
+        qk_norm: bool | Literal["separate"] = False,
         init: Literal["gpt2", "zero_residual"] = "gpt2",
         tie_embeddings: bool = True,
         logit_softcap: float | None = None,
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        check_gpt_sizes(n_layer, n_head, n_embd, dropout)
+        check_gpt_sizes(n_layer, n_head, n_embd, dropout, n_kv_head, head_dim)
         require_positive(vocab_size=vocab_size, block_size=block_size, n_inner=n_inner or 4 * n_embd)
-        require_number(norm_eps=norm_eps, logit_softcap=1.0 if logit_softcap is None else logit_softcap)
-        dropouts = list(dropout) if isinstance(dropout, Sequence) else dropout
-        self.config: dict[str, Any] = arguments | {"dropout": dropouts}  # the constructor arguments, as plain data
+        cap = 1.0 if logit_softcap is None else logit_softcap
+        require_number(norm_eps=norm_eps, rope_theta=rope_theta, logit_softcap=cap)
+        self.config: dict[str, Any] = arguments  # the constructor arguments, as plain data
+        self.config["dropout"] = list(dropout) if isinstance(dropout, Sequence) else dropout
+        self.config["rope_scaling"] = None if rope_scaling is None else dict(rope_scaling)
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3
-        add_position, rotate = choose("position", position, POSITIONS)
-        D = n_embd // n_head
-        make_norm = partial(choose("norm", norm, NORMS), n_embd, eps=norm_eps, bias=bias)
+        add_position, make_rotation = choose("position", position, POSITIONS)
+        D, G = head_dim or n_embd // n_head, n_kv_head or n_head
+        rotate = make_rotation(D, block_size, rope_theta, rope_scaling)  # one for all layers: it has no weights
+        all_biases = choose("bias", bias, {True: True, False: False, "qkv": False})
+        make_norm = partial(choose("norm", norm, NORMS), n_embd, eps=norm_eps, bias=all_biases)
+        make_mlp = partial(choose("mlp", mlp, MLPS), n_embd, n_inner, activation, bias=all_biases)
+        block = choose("norm_order", norm_order, BLOCKS)
+        make_qk_norm = choose("qk_norm", qk_norm, QK_NORMS)
 
         def make_block() -> Block:
-            layers = {"rotate": rotate(D, block_size), "qk_norm": HeadNorm(D, norm_eps) if qk_norm else Identity()}
-            attention = CausalSelfAttention(n_embd, n_head, attn, bias=bias, **layers)
-            return Block(attention, MLP(n_embd, n_inner, activation, bias=bias), make_norm, residual)
+            layers = {"rotate": rotate, "qk_norm": make_qk_norm(n_head, G, D, norm_eps)}
+            attention = CausalSelfAttention(n_embd, n_head, attn, n_kv_head=G, head_dim=D, bias=bias, **layers)
+            return block(attention, make_mlp(), make_norm, residual)
 
         self.token_embedding = nn.Embedding(vocab_size, n_embd)
         self.position_embedding = add_position(block_size, n_embd)
         self.dropout = nn.Dropout(embd) if embd else nn.Identity()
         self.blocks = nn.ModuleList(make_block() for _ in range(n_layer))
-        self.norm = make_norm()
+        self.norm = make_norm() if norm_order == "pre" else Identity()
         self.head = nn.Linear(n_embd, vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.token_embedding.weight
@@ -239,8 +278,9 @@ class GPT(nn.Module):
     def new_cache(self, rows: int, size: int) -> KVCache:
         """An empty key/value cache for `rows` sequences of up to `size` tokens (at most block_size is useful)."""
         sizes, weight = self.config, self.token_embedding.weight
-        head_size = sizes["n_embd"] // sizes["n_head"]
-        return KVCache(sizes["n_layer"], sizes["n_head"], head_size, rows, size, weight.dtype, weight.device)
+        head_dim = sizes["head_dim"] or sizes["n_embd"] // sizes["n_head"]
+        heads = sizes["n_kv_head"] or sizes["n_head"]
+        return KVCache(sizes["n_layer"], heads, head_dim, rows, size, weight.dtype, weight.device)
 
     def generate(self, tokens: Tensor | Sequence[Tensor], max_new_tokens: int, **options: Any) -> Any:
         """Continue `tokens` by `max_new_tokens`; see `mingpt_lightning.generation.generate` for the options.

@@ -16,6 +16,7 @@ from torch.nn.utils import skip_init
 from mingpt_lightning.device import NARROW, factors, fast_dtype, multiplies_bfloat16
 from mingpt_lightning.errors import UserError, nearest
 from mingpt_lightning.gpt import GPT, MLP, CausalSelfAttention
+from mingpt_lightning.layers import GatedMLP
 from mingpt_lightning.probe import Rates, fastest, rates
 from mingpt_lightning.structure import has_plain_head, is_exactly
 
@@ -54,6 +55,8 @@ def pack_layers(module: Any) -> None:
     """Pack the linear layers of an attention or MLP in place, if it is this library's own; other modules are kept."""
     if is_exactly(module, CausalSelfAttention):
         module.qkv, module.proj = pack(module.qkv), pack(module.proj)
+    elif is_exactly(module, GatedMLP):
+        module.fc, module.proj = pack(module.fc), pack(module.proj)
     elif is_exactly(module, MLP):
         gelu = module.activation
         gelu_tanh = is_exactly(gelu, nn.GELU) and gelu.approximate == "tanh" and is_exactly(module.fc, nn.Linear)

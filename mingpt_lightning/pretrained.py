@@ -1,4 +1,4 @@
-"""Loading and saving GPT-2 in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
+"""Loading models and saving GPT-2 in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
 
 Notable: no transformers model is built, so loading takes little more memory than the weights. Whatever our GPT would
 compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite; of heads beside
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mingpt_lightning import llama
 from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.foreign import read_foreign
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
+from mingpt_lightning.layers import RotaryPositions
 from mingpt_lightning.structure import check_exportable, without_memory
 from mingpt_lightning.tokenizer_files import SPECIAL
 from mingpt_lightning.weights import DTYPES, Weights, read_weights, to_hf_name, transpose_conv1d
@@ -43,6 +45,7 @@ ACTIVATIONS = {  # theirs: ours; of several for one of ours, the first is what w
     "gelu_python_tanh": "gelu_tanh",
     "gelu": "gelu",
     "gelu_python": "gelu",
+    "quick_gelu": "quick_gelu",
     "relu": "relu",
     "relu2": "relu_squared",
     "silu": "silu",
@@ -61,6 +64,10 @@ SWITCHES = {  # settings that our GPT computes either way: scales by other queri
 }
 GPT2 = {  # the one value of ours that theirs computes
     "norm": "layernorm",
+    "norm_order": "pre",
+    "mlp": "plain",
+    "n_kv_head": None,
+    "head_dim": None,
     "position": "learned",
     "qk_norm": False,
     "logit_softcap": None,
@@ -79,7 +86,7 @@ def from_pretrained(
     activation: str | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> GPT:
-    """A GPT with the weights of a GPT-2, in evaluation mode.
+    """A GPT with the weights of a GPT-2, or of a relative of Llama's (see `llama`), in evaluation mode.
 
     name: a folder in Hugging Face's layout, a hub id, or a file of weights alone, such as a checkpoint of nanoGPT or
     minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
@@ -104,6 +111,9 @@ def from_pretrained(
     gpt.load_state_dict(weights | tied, assign=True)
     if tied:
         gpt.head.weight = gpt.token_embedding.weight  # which assigning has separated
+    for module in gpt.modules():
+        if isinstance(module, RotaryPositions):
+            module.reset_buffers()  # which no file holds
     if block_size is not None and block_size != gpt.block_size:
         gpt.crop_block_size(block_size)
     if vocab_size is not None and vocab_size != tokens:
@@ -124,13 +134,16 @@ def open_weights(name: str | Path, revision: str | None, n_head: int | None, act
         return Weights(str(path), arguments | {"bias": found.bias}, found.tensors, mapped, found.linear, factors)
     repository = Repository(name, revision)
     file = repository.require("config.json")
-    arguments, factors = gpt_arguments(read_json(file), file)
+    config = read_json(file)
+    relative = config.get("model_type") in llama.ARCHITECTURES
+    arguments, factors = (llama.llama_arguments(config, file), []) if relative else gpt_arguments(config, file)
     for key, value in (("n_head", n_head), ("activation", activation)):
         if value not in (None, arguments[key]):
             raise UserError(f"{file} has {key}={arguments[key]}, not {value}", key, "Leave it out.")
     files = repository.weight_files()
-    tensors = (pair for file in files for pair in read_tensors(file))
-    return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", False, factors)
+    stored = (pair for file in files for pair in read_tensors(file))
+    tensors = llama.under_gpt2_names(stored, repository.name) if relative else stored
+    return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", relative, factors)
 
 
 def hf_activation(activation: str) -> str:
@@ -162,7 +175,8 @@ def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], l
         return type(value) in (int, float) and 0 <= value < 1
 
     for key, value in ONLY.items():
-        take(key, value, [value].__contains__, f"{key}={value} only")
+        kinds = f"gpt2, {', '.join(llama.ARCHITECTURES)}"
+        take(key, value, [value].__contains__, kinds if key == "model_type" else f"{key}={value} only")
     is_switch = [True, False].__contains__
     switches = {key: take(key, value, is_switch, "true or false") for key, value in SWITCHES.items()}
     size, rate, known = "one positive integer", "a number in [0, 1)", f"one of {', '.join(ACTIVATIONS)}"

@@ -141,7 +141,8 @@ def check_config(cfg: DictConfig) -> None:
             if not override.is_delete():
                 check_type(name, OmegaConf.select(cfg, name), OmegaConf.select(default, name))
     if isinstance(cfg.model, DictConfig) and {"n_layer", "n_head", "n_embd"} <= set(cfg.model):
-        check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, cfg.model.get("dropout", 0.0))
+        given = {name: cfg.model[name] for name in ("dropout", "n_kv_head", "head_dim") if name in cfg.model}
+        check_gpt_sizes(cfg.model.n_layer, cfg.model.n_head, cfg.model.n_embd, **given)
     for place, rule in RULES.items():
         section, _, name = place.rpartition(".")
         parent = OmegaConf.select(cfg, section) if section else cfg

@@ -37,6 +37,9 @@ BODIES = {
     "gpt-modern-pico": 2 * (12 * 64**2 + 2 * 64 + 8) + 64,
     "gpt-modern-micro": 4 * (12 * 128**2 + 2 * 128 + 32) + 128,
     "gpt-modern-gpt2": 12 * (12 * 768**2 + 2 * 768 + 64) + 768,
+    "llama-nano": 3 * (3 * 48**2 + 3 * 48 * 128 + 2 * 48) + 48,
+    "smollm2-135m": 134_515_008 - 49_152 * 576,  # as published, without embeddings
+    "qwen3-0.6b": 596_049_920 - 151_936 * 1024,
 }
 MODELS = sorted(path.stem for path in Path(CONFIG_DIR, "model").glob("*.yaml") if "pretrained" not in path.stem)
 
@@ -71,7 +74,7 @@ def test_gpt2_has_the_published_number_of_parameters(name: str, count: int) -> N
 def test_every_model_file_has_its_number_of_parameters(name: str) -> None:
     gpt = from_config(name, vocab_size=7, block_size=5)
     assert sum(weight.numel() for part in (gpt.blocks, gpt.norm) for weight in part.parameters()) == BODIES[name]
-    outside = 2 * 7 if "modern" in name else 7 + 5  # tokens in and out, or tokens and positions
+    outside = 2 * 7 if "modern" in name else 7 + 5 * (gpt.config["position"] == "learned")  # tokens in and out, …
     assert gpt.n_parameters == BODIES[name] + outside * gpt.config["n_embd"]
 
 

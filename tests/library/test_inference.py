@@ -1,13 +1,14 @@
 """A GPT that is made quick at generating computes the same."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
 from mingpt_lightning import UserError, inference
 from mingpt_lightning.device import NARROW, fast_dtype
-from mingpt_lightning.inference import optimize_for_inference
+from mingpt_lightning.inference import PackedLinear, optimize_for_inference
 from tests.common import MakeGPT
 
 WIDE = {"n_embd": NARROW, "n_head": 4, "n_layer": 2, "vocab_size": 50, "block_size": 40, "scale": 2.0}
@@ -22,6 +23,21 @@ def test_logits_and_tokens_stay_the_same_in_float32(make_gpt: MakeGPT, activatio
     for options in ({"temperature": 0}, {"seed": 1}, {"seed": 2, "top_p": 0.9}):
         expected = gpt.generate([*TOKENS, TOKENS[0, :3]], 60, **options)
         assert all(map(torch.equal, quick.generate([*TOKENS, TOKENS[0, :3]], 60, **options), expected))
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"mlp": "gated", "activation": "silu", "position": "rotary", "norm": "rmsnorm", "bias": False, "n_kv_head": 2},
+        {"norm_order": "post", "bias": "qkv", "head_dim": 16, "qk_norm": "separate"},
+    ],
+)
+def test_other_layers_are_packed_too(make_gpt: MakeGPT, choices: dict[str, Any]) -> None:
+    gpt = make_gpt(**WIDE | choices).eval()
+    fast = optimize_for_inference(copy.deepcopy(gpt), "float32")
+    assert {type(block.mlp.fc) for block in fast.blocks} == {PackedLinear}
+    torch.testing.assert_close(fast(TOKENS), gpt(TOKENS), atol=1e-4, rtol=1e-4)
+    assert torch.equal(fast.generate(TOKENS[:, :3], 9, temperature=0), gpt.generate(TOKENS[:, :3], 9, temperature=0))
 
 
 def test_bfloat16_is_near(make_gpt: MakeGPT) -> None:

@@ -14,14 +14,26 @@ from mingpt_lightning.layers import RotaryPositions
 V, T = 11, 8
 SIZES: dict[str, Any] = {"vocab_size": V, "block_size": T, "n_layer": 2, "n_head": 2, "n_embd": 16}
 MODERN = {"position": "rotary", "qk_norm": True, "tie_embeddings": False, "init": "zero_residual", "bias": False}
+LLAMA = {"n_kv_head": 1, "mlp": "gated", "activation": "silu", "norm": "rmsnorm", "bias": False, "position": "rotary"}
 CHOICES: dict[str, dict[str, Any]] = {
     **{f"{name}={value}": {name: value} for name, value in MODERN.items()},
     "norm=rmsnorm": {"norm": "rmsnorm"},
     "activation=relu_squared": {"activation": "relu_squared"},
     "logit_softcap": {"logit_softcap": 2.0},
+    "activation=quick_gelu": {"activation": "quick_gelu"},
+    "n_kv_head=1": {"n_kv_head": 1},
+    "head_dim=6": {"head_dim": 6},
+    "mlp=gated": {"mlp": "gated", "activation": "silu", "n_inner": 24},
+    "norm_order=post": {"norm_order": "post"},
+    "bias=qkv": {"bias": "qkv"},
+    "qk_norm=separate": {"qk_norm": "separate", "n_kv_head": 1},
+    "rope_scaling": {"position": "rotary", "rope_theta": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "llama": LLAMA,
+    "qwen3": {**LLAMA, "head_dim": 12, "qk_norm": "separate", "tie_embeddings": False},
     "all": {**MODERN, "norm": "rmsnorm", "activation": "relu_squared", "logit_softcap": 15.0},
 }
-EXPORTED = ("init=zero_residual", "tie_embeddings=False", "bias=False", "activation=relu_squared")
+EXPORTED = ("init=zero_residual", "tie_embeddings=False", "bias=False", "activation=relu_squared", "bias=qkv")
+EXPORTED += ("activation=quick_gelu",)
 """What GPT-2 in transformers computes too, or what leaves no trace."""
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]])
@@ -116,10 +128,30 @@ def test_rotary_products_depend_on_distance_alone() -> None:
     assert torch.allclose(rotate(q, torch.tensor([7])).norm(), q.norm())
 
 
-@pytest.mark.parametrize("name", ["activation", "norm", "position", "init"])
+@pytest.mark.parametrize("name", ["activation", "norm", "norm_order", "mlp", "position", "init", "bias", "qk_norm"])
 def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
     with pytest.raises(UserError, match=rf"{name}=snake is not known.*Choose one of: "):
         GPT(**SIZES, **{name: "snake"})
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ({"n_kv_head": 3}, r"n_head=2 is not divisible by n_kv_head=3 \(n_kv_head\)\. Try 1, 2\."),
+        ({"n_kv_head": 0}, "n_kv_head=0 is not a positive integer"),
+        ({"head_dim": -1}, "head_dim=-1 is not a positive integer"),
+        ({"rope_theta": 0}, "rope_theta=0 is not a number above 0"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling=yarn is not known.*linear, llama3"),
+        ({"rope_scaling": {"factor": 2.0}}, "rope_scaling=None is not known"),
+        ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling has no setting .*Give factor\."),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor=0 is not a number above 0"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta": 1}}, "has factor, beta .*Give factor"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_one_line(choices: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        GPT(**SIZES, **{"position": "rotary"} | choices)
+    assert "\n" not in str(caught.value)
 
 
 def test_rotary_heads_need_pairs() -> None:

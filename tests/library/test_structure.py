@@ -189,6 +189,8 @@ def test_stock_models_have_no_own_layers(make_gpt: MakeGPT) -> None:
         {"dropout": 0.1},
         {"dropout": [0.0, 0.1, 0.2], "activation": "relu_squared", "n_inner": 8},
         {"norm": "rmsnorm", "position": "rotary", "qk_norm": True, "tie_embeddings": False, "logit_softcap": 3.0},
+        {"norm": "rmsnorm", "position": "rotary", "n_kv_head": 1, "mlp": "gated", "bias": "qkv", "qk_norm": "separate"},
+        {"norm_order": "post", "activation": "quick_gelu", "head_dim": 6},
     ):
         gpt = make_gpt(**options)
         assert own_layers(gpt) == []

@@ -133,7 +133,7 @@ PROMPTS = [
     (("dtype=float63",), 2, "Did you mean 'float32'?"),
     (("output=nowhere/o.jsonl",), 4, "cannot write nowhere/o.jsonl"),
     (("model.name=./missing",), 3, "./missing does not exist"),
-    (("model.name=llama",), 3, "model_type=llama"),
+    (("model.name=bert",), 3, "model_type=bert"),
     (("model.name=nan",), 3, "NaN"),
     (("model.name=corrupt",), 3, "model.safetensors"),
     (("model.name=pickle",), 3, "pytorch_model.bin"),
@@ -162,13 +162,13 @@ def spoilt(make_gpt: MakeGPT, saved_model: tuple[Path, BPETokenizer], tmp_path_f
     torch.save(ours, folder / "python.ckpt")
 
     good, tokenizer = saved_model
-    for name in ("gpt", "llama", "corrupt", "pickle", "no-tokenizer", "nan"):
+    for name in ("gpt", "bert", "corrupt", "pickle", "no-tokenizer", "nan"):
         shutil.copytree(good, folder / name)
 
     def change(file: str, by: Callable[[bytes], bytes]) -> None:
         (folder / file).write_bytes(by((folder / file).read_bytes()))
 
-    change("llama/config.json", lambda content: content.replace(b'"gpt2"', b'"llama"'))
+    change("bert/config.json", lambda content: content.replace(b'"gpt2"', b'"bert"'))
     change("corrupt/model.safetensors", lambda content: content[:999])
     (folder / "pickle/model.safetensors").unlink()
     torch.save({"wte.weight": Canary(Path("canary"))}, folder / "pickle/pytorch_model.bin")

@@ -24,6 +24,7 @@ ROOMS = {
         "weights",
         "foreign",
         "card",
+        "llama",
         "pretrained",
         "completion",
     ),

@@ -1,0 +1,173 @@
+"""Llama, Mistral and Qwen: equal to transformers' in every number, or refused by name."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from mingpt_lightning import GPT
+from mingpt_lightning.errors import CheckpointError
+
+V, T = 60, 64
+SIZES = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": T,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    "llama": (LlamaConfig, LlamaForCausalLM, {}),
+    "llama 3": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama, linear": (
+        LlamaConfig,
+        LlamaForCausalLM,
+        {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}, "head_dim": 12},
+    ),
+    "llama, a head each": (LlamaConfig, LlamaForCausalLM, {"num_key_value_heads": 4, "hidden_act": "gelu"}),
+    "mistral": (MistralConfig, MistralForCausalLM, {"sliding_window": None}),
+    "mistral, window": (MistralConfig, MistralForCausalLM, {"sliding_window": 24}),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"rms_norm_eps": 1e-5}),
+    "qwen2, window off": (Qwen2Config, Qwen2ForCausalLM, {"use_sliding_window": False, "sliding_window": 8}),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+}
+
+
+def make(name: str) -> PreTrainedModel:
+    """A small model with random weights, also in gains and biases."""
+    torch.manual_seed(0)
+    config, model, changes = MODELS[name]
+    theirs = model(config(**SIZES | changes)).eval()
+    with torch.no_grad():
+        for weight in theirs.parameters():
+            weight.add_(0.3 * torch.randn_like(weight))
+    return theirs
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("layout", ["safetensors", "shards", "bfloat16"])
+def test_it_computes_what_transformers_computes(name: str, layout: str, tmp_path: Path) -> None:
+    theirs = make(name)
+    theirs = theirs.bfloat16() if layout == "bfloat16" else theirs
+    theirs.save_pretrained(tmp_path, max_shard_size="10KB" if layout == "shards" else "1GB")
+    theirs = MODELS[name][1].from_pretrained(tmp_path, dtype=torch.float32)
+    gpt = GPT.from_pretrained(tmp_path)
+    assert gpt.block_size == (24 if name == "mistral, window" else T)
+    tokens = torch.randint(V, (3, min(T, gpt.block_size)))
+    logits, expected = gpt(tokens), theirs(tokens).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=3e-5)
+    grads = {}
+    for model, found in ((gpt, logits), (theirs, expected)):
+        found.square().mean().backward()
+        grads[model] = {name: weight.grad for name, weight in model.named_parameters()}
+    ours = grads[gpt]["blocks.1.attn.qkv.weight"]
+    layer = "model.layers.1.self_attn.{}_proj.weight"
+    torch.testing.assert_close(ours, torch.cat([grads[theirs][layer.format(x)] for x in "qkv"]), rtol=1e-4, atol=1e-4)
+    assert gpt.n_parameters == sum(weight.numel() for weight in theirs.parameters())
+    prompt = tokens[:, :5]
+    text = theirs.generate(prompt, max_length=20, do_sample=False, pad_token_id=0)
+    assert torch.equal(gpt.generate(prompt, 15, temperature=0), text)
+    assert torch.equal(gpt.generate(prompt, 15, temperature=0, use_cache=False), text)
+
+
+def test_the_cache_keeps_only_the_heads_of_keys_and_values(tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    assert GPT.from_pretrained(tmp_path).new_cache(rows=3, size=7).memory.shape == (2, 2, 3, 2, 7, 8)
+
+
+def test_a_config_of_earlier_versions_is_read(tmp_path: Path) -> None:
+    theirs = make("llama 3")
+    theirs.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling, "pretraining_tp": 1}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tokens = torch.randint(V, (1, T))
+    torch.testing.assert_close(GPT.from_pretrained(tmp_path)(tokens), theirs(tokens).logits, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_bias": True}, "attention_bias=True, and this GPT takes attention_bias=False only"),
+        ({"mlp_bias": True}, "mlp_bias=True"),
+        ({"hidden_act": "tanh"}, "hidden_act=tanh, and this GPT takes one of silu"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}},
+            "rope_type=yarn, and this GPT takes default",
+        ),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor=None for rope_type=linear, not a positive number"),
+        ({"rope_parameters": [1]}, "rope settings"),
+        ({"rope_parameters": {"rope_theta": -1}}, "rope_theta=-1, not a positive number"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates a part of each head"),
+        ({"num_key_value_heads": 3}, "n_head=4 is not divisible by n_kv_head=3"),
+        ({"hidden_size": "32"}, "hidden_size=32, and this GPT takes a positive integer"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config"),
+        ({"tie_word_embeddings": "no"}, "tie_word_embeddings=no"),
+        ({"model_type": "gemma"}, "model_type=gemma"),
+        ({"num_hidden_layers": 3}, "are not those of"),
+        ({"intermediate_size": 40}, "are not those of"),
+    ],
+)
+def test_what_gpt_would_compute_differently_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        GPT.from_pretrained(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("add model.layers.0.self_attn.q_norm.weight", "h.0.attn.qk_norm.q is unknown"),
+        ("add model.layers.0.self_attn.r_proj.weight", "has a weight model.layers.0.self_attn.r_proj.weight"),
+        ("drop model.layers.1.self_attn.k_proj.weight", "has no model.layers.1.self_attn.k_proj.weight"),
+        ("drop model.layers.1.mlp.down_proj.weight", "h.1.mlp.c_proj.weight is missing"),
+        ("cut model.layers.1.mlp.up_proj.weight", "at model.layers.1.mlp."),
+        ("nan model.norm.weight", "holds NaN or infinity"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(change: str, message: str, tmp_path: Path) -> None:
+    make("llama").save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    what, name = change.split()
+    if what == "drop":
+        del weights[name]
+    else:
+        new = {"add": torch.ones(8), "cut": torch.ones(48, 31), "nan": torch.full((32,), torch.nan)}[what]
+        weights[name] = new
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as caught:
+        GPT.from_pretrained(tmp_path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
