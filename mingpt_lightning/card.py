@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 TEXT = """# {title}
 
-A GPT-2 written by mingpt-lightning: {n_parameters:,} parameters,
+A model of the architecture {kind}, written by mingpt-lightning: {n_parameters:,} parameters,
 n_layer={n_layer}, n_head={n_head}, n_embd={n_embd}, vocab_size={vocab_size}, block_size={block_size}.
 
 ```python
@@ -58,7 +58,10 @@ class Facts(NamedTuple):
 
 
 def model_card(config: Mapping[str, Any], n_parameters: int, tokenizer: "Tokenizer | None", facts: Facts) -> str:
-    """The text of README.md; `config` holds the sizes of the model, `tokenizer` is one that is exported with it."""
+    """The text of README.md.
+
+    config: the sizes of the model, and its `kind`, such as gpt2. tokenizer: one that is exported with it.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset = facts.dataset or "unknown"
@@ -66,13 +69,13 @@ def model_card(config: Mapping[str, Any], n_parameters: int, tokenizer: "Tokeniz
         EvalResult("text-generation", dataset, dataset, name.rpartition("/")[2], value, metric_name=name)
         for name, value in facts.metrics.items()
     ]
-    title = (facts.repo or "GPT-2").rpartition("/")[2]
+    title = (facts.repo or config["kind"]).rpartition("/")[2]
     data = ModelCardData(
         license=facts.license,
         base_model=facts.base_model,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["gpt2", "mingpt-lightning", "pytorch-lightning"],
+        tags=[config["kind"], "mingpt-lightning", "pytorch-lightning"],
         model_name=title,
         eval_results=results or None,
     )

@@ -85,7 +85,7 @@ def llama_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
     Raises CheckpointError, naming the setting, for what that cannot express.
     """
     kind = ARCHITECTURES[config["model_type"]]
-    config = kind.defaults | {name: value for name, value in config.items() if value is not None or name == "head_dim"}
+    config = kind.defaults | config
 
     def take(key: str, default: Any, usable: Callable[[Any], bool], rule: str) -> Any:
         value = config.get(key, default)
@@ -146,7 +146,7 @@ def rotation(config: dict[str, Any], path: Path) -> tuple[float, dict[str, Any] 
 
     transformers 5 keeps both in rope_parameters, earlier versions in rope_theta and rope_scaling.
     """
-    settings = config.get("rope_parameters", config.get("rope_scaling")) or {}
+    settings = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} has rope settings {str(settings)[:60]}, not a section of keys", WHERE, FIX)
     settings = dict(settings)
@@ -211,3 +211,61 @@ def under_gpt2_names(tensors: Iterable[tuple[str, Tensor]], name: str) -> Iterat
         layer, kind = whole.split(".")[1], whole.rpartition(".")[2]
         what = f"{name} has no model.layers.{layer}.{missing}.{kind}"
         raise CheckpointError(what, WHERE, "Download it again.")
+
+
+def architecture_of(ours: dict[str, Any]) -> str | None:
+    """Which of these architectures computes what a GPT of these constructor arguments does; None if none does."""
+    like = {"mlp": "gated", "norm": "rmsnorm", "norm_order": "pre", "position": "rotary", "logit_softcap": None}
+    if any(ours[name] != value for name, value in like.items()) or ours["activation"] not in ACTIVATIONS.values():
+        return None
+    own = {name: ours[name] for name in ("bias", "qk_norm")}
+    kinds = [kind for kind, it in ARCHITECTURES.items() if {"qk_norm": False} | it.arguments == own]
+    return kinds[0] if kinds else None
+
+
+def llama_config(kind: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a GPT of these constructor arguments, for transformers 4 and 5."""
+    heads, dropout = ours["n_head"], ours["dropout"]
+    sizes = ours | {"n_kv_head": ours["n_kv_head"] or heads, "n_inner": ours["n_inner"] or 4 * ours["n_embd"]}
+    names = {value: name for name, value in reversed(ACTIVATIONS.items())}
+    scaling = ours["rope_scaling"]
+    return {
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
+        "model_type": kind,
+        **{theirs: sizes[name] for name, (theirs, _) in SIZES.items()},
+        "head_dim": ours["head_dim"] or ours["n_embd"] // heads,
+        "hidden_act": names[ours["activation"]],
+        "rms_norm_eps": ours["norm_eps"],
+        "rope_theta": ours["rope_theta"],
+        "rope_scaling": scaling,
+        "rope_parameters": {"rope_type": "default", **(scaling or {}), "rope_theta": ours["rope_theta"]},
+        "attention_dropout": dropout[1] if isinstance(dropout, list) else dropout,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_sliding_window": False,
+        "tie_word_embeddings": ours["tie_embeddings"],
+    }
+
+
+def under_llama_names(weights: Iterable[tuple[str, Tensor]], ours: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """The inverse of `under_gpt2_names`: weights under GPT-2's names under Llama's, those of one matrix apart.
+
+    ours: the constructor arguments of their GPT.
+    """
+    D = ours["head_dim"] or ours["n_embd"] // ours["n_head"]
+    rows = [ours["n_head"] * D, *[(ours["n_kv_head"] or ours["n_head"]) * D] * 2]  # of queries, keys and values
+    outside = {name: theirs for theirs, name in OTHERS.items()}
+    norms = {name: theirs for theirs, name in NORMS.items()}
+    for name, weight in weights:
+        if name in outside:
+            yield outside[name], weight
+            continue
+        _, layer, inside = name.split(".", 2)
+        place, _, kind = inside.rpartition(".")
+        if inside in norms:
+            yield f"model.layers.{layer}.{norms[inside]}", weight
+            continue
+        pieces = [theirs for theirs, (whole, _, _) in PIECES.items() if whole == place]
+        sizes = rows if len(pieces) == len(rows) else [len(weight) // len(pieces)] * len(pieces)
+        for theirs, part in zip(pieces, weight.split(sizes), strict=True):
+            yield f"model.layers.{layer}.{theirs}.{kind}", part

@@ -1,4 +1,4 @@
-"""Loading models and saving GPT-2 in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
+"""Loading and saving in Hugging Face's layout: a folder or hub id into a GPT, a GPT into a folder.
 
 Notable: no transformers model is built, so loading takes little more memory than the weights. Whatever our GPT would
 compute differently is refused, and so is a tensor that is missing, unknown, misshapen or not finite; of heads beside
@@ -199,23 +199,24 @@ def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], l
     return arguments, [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes["n_layer"])]
 
 
-def hf_weights(gpt: GPT) -> dict[str, torch.Tensor]:
-    """The weights as transformers stores them. Without biases, they have biases of zero, which is the same.
+def hf_weights(gpt: GPT, kind: str) -> dict[str, torch.Tensor]:
+    """The weights as transformers stores them. Those of a GPT-2 without biases get biases of zero, which is the same.
 
     Raises UserError for one that is not finite, which nobody could load.
     """
     ours = dict(gpt.named_parameters())
-    likes = without_memory(gpt.config | {"bias": True}).named_parameters()
-    dtype, weights = gpt.head.weight.dtype, {}
+    likes = without_memory(gpt.config | ({"bias": True} if kind == "gpt2" else {})).named_parameters()
+    dtype, named = gpt.head.weight.dtype, {}
     for name, like in likes:
         weight = ours[name].detach() if name in ours else torch.zeros(like.shape, dtype=dtype)
         if not all(map(math.isfinite, weight.aminmax())):
             fix = "float16 ends at 65,504: choose float32 or bfloat16." if dtype == torch.float16 else "Train it anew."
             raise UserError(f"{name} holds NaN or infinity in {str(dtype).removeprefix('torch.')}", "dtype", fix)
-        theirs = to_hf_name(name)
-        prefix = "" if theirs.startswith("lm_head") else "transformer."
-        weights[prefix + theirs] = transpose_conv1d(name, weight).contiguous()
-    return weights
+        named[to_hf_name(name)] = transpose_conv1d(name, weight) if kind == "gpt2" else weight
+    if kind != "gpt2":
+        return {name: weight.contiguous() for name, weight in llama.under_llama_names(named.items(), gpt.config)}
+    prefixes = {name: "" if name.startswith("lm_head") else "transformer." for name in named}
+    return {prefixes[name] + name: weight.contiguous() for name, weight in named.items()}
 
 
 def special_texts(backend: Any, special_tokens: dict[str, Any]) -> dict[str, Any]:
@@ -247,17 +248,20 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     Raises ResourceError when the folder cannot be written, UserError for a layer that its GPT-2 lacks.
     """
     folder, ours = Path(folder), gpt.config
-    for name, value in GPT2.items():
+    kind = llama.architecture_of(ours) or "gpt2"
+    for name, value in GPT2.items() if kind == "gpt2" else ():
         if ours[name] != value:
-            fix = "Only models with the layers of GPT-2 can be exported."
+            fix = "Only models with the layers of GPT-2, Llama, Qwen2 or Qwen3 can be exported."
             raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", name, fix)
     check_exportable(gpt)
-    activation, weights = hf_activation(ours["activation"]), hf_weights(gpt)
+    sizes = gpt2_config(ours) if kind == "gpt2" else llama.llama_config(kind, ours)
+    weights = hf_weights(gpt, kind)
     backend = tokenizer.hugging_face() if tokenizer else None
     special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
     ends = special_numbers(tokenizer if backend is not None else None)
     if not (folder / "README.md").exists():
-        card = model_card(ours, gpt.n_parameters, tokenizer if backend is not None else None, Facts(**facts))
+        given = tokenizer if backend is not None else None
+        card = model_card(ours | {"kind": kind}, gpt.n_parameters, given, Facts(**facts))
         write_file(folder / "README.md", card)
     write_file(folder / "generation_config.json", ends | {"max_length": ours["block_size"]})
     if backend is not None:
@@ -266,17 +270,20 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     write_file(folder / "model.safetensors", weights)
+    dtype = str(gpt.head.weight.dtype).removeprefix("torch.")
+    write_file(folder / "config.json", {**sizes, **ends, "dtype": dtype})
+
+
+def gpt2_config(ours: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a GPT-2 of these constructor arguments."""
     dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3
-    config = {
+    return {
         "architectures": ["GPT2LMHeadModel"],
         **{key: value for key, value in (ONLY | SWITCHES).items() if value is not None},
         "tie_word_embeddings": ours["tie_embeddings"],
         **{key: ours[name] for name, (key, _, _) in SIZES.items()},
         "n_ctx": ours["block_size"],  # transformers has forgotten it, llama.cpp's converter asks for it
         **dict(zip(DROPOUTS, dropout, strict=True)),
-        "activation_function": activation,
+        "activation_function": hf_activation(ours["activation"]),
         "layer_norm_epsilon": ours["norm_eps"],
-        **ends,
-        "dtype": str(gpt.head.weight.dtype).removeprefix("torch."),
     }
-    write_file(folder / "config.json", config)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -21,6 +22,7 @@ from transformers import (
 
 from mingpt_lightning import GPT
 from mingpt_lightning.errors import CheckpointError
+from mingpt_lightning.llama import llama_arguments
 
 V, T = 60, 64
 SIZES = {
@@ -97,6 +99,25 @@ def test_it_computes_what_transformers_computes(name: str, layout: str, tmp_path
     assert torch.equal(gpt.generate(prompt, 15, temperature=0, use_cache=False), text)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_written_transformers_computes_alike(name: str, tmp_path: Path) -> None:
+    make(name).save_pretrained(tmp_path / "theirs")
+    gpt = GPT.from_pretrained(tmp_path / "theirs")
+    gpt.save_pretrained(tmp_path / "ours", license="apache-2.0")
+    again = GPT.from_pretrained(tmp_path / "ours")
+    assert gpt.config == again.config | {"head_dim": gpt.config["head_dim"]}
+    assert all(map(torch.equal, gpt.parameters(), again.parameters()))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours")
+    kind = "llama" if name.startswith("mistral") else name[:5]
+    assert (theirs.config.model_type, theirs.dtype) == (kind, torch.float32)
+    tokens = torch.randint(V, (2, gpt.block_size))
+    torch.testing.assert_close(gpt(tokens), theirs(tokens).logits, rtol=0, atol=3e-5)
+    assert f"architecture {kind}" in (tmp_path / "ours/README.md").read_text()
+    before, after = (load_file(tmp_path / place / "model.safetensors") for place in ("theirs", "ours"))
+    assert before.keys() - after.keys() <= {"lm_head.weight"}  # which is tied
+    assert all(torch.equal(before[name], after[name]) for name in before.keys() & after.keys())
+
+
 def test_the_cache_keeps_only_the_heads_of_keys_and_values(tmp_path: Path) -> None:
     make("llama").save_pretrained(tmp_path)
     assert GPT.from_pretrained(tmp_path).new_cache(rows=3, size=7).memory.shape == (2, 2, 3, 2, 7, 8)
@@ -111,6 +132,27 @@ def test_a_config_of_earlier_versions_is_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     tokens = torch.randint(V, (1, T))
     torch.testing.assert_close(GPT.from_pretrained(tmp_path)(tokens), theirs(tokens).logits, rtol=0, atol=3e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"model_type": "mistral", "sliding_window": None}, {"block_size": 131072, "n_kv_head": 8}),
+        ({"model_type": "mistral"}, {"block_size": 4096}),
+        ({"model_type": "mistral", "num_key_value_heads": None}, {"n_kv_head": None}),
+        ({"model_type": "llama"}, {"block_size": 2048, "n_kv_head": None, "bias": False, "tie_embeddings": False}),
+        ({"model_type": "qwen2", "sliding_window": 4096}, {"block_size": 32768, "bias": "qkv"}),
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, {"block_size": 4096}),
+        ({"model_type": "qwen3", "hidden_size": 1024}, {"head_dim": 128, "qk_norm": "separate"}),
+        (
+            {"model_type": "llama", "rope_parameters": None, "rope_theta": 5e5},
+            {"rope_theta": 5e5, "rope_scaling": None},
+        ),
+    ],
+)
+def test_what_a_config_leaves_out_is_as_in_transformers(config: dict[str, Any], expected: dict[str, Any]) -> None:
+    arguments = llama_arguments(config, Path("config.json"))
+    assert {name: arguments[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize(
