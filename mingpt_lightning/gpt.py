@@ -189,7 +189,7 @@ class GPT(nn.Module):
         require_number(norm_eps=norm_eps, rope_theta=rope_theta, logit_softcap=cap)
         self.config: dict[str, Any] = arguments  # the constructor arguments, as plain data
         self.config["dropout"] = list(dropout) if isinstance(dropout, Sequence) else dropout
-        self.config["rope_scaling"] = None if rope_scaling is None else dict(rope_scaling)
+        self.config["rope_scaling"] = dict(rope_scaling) if isinstance(rope_scaling, Mapping) else None
         embd, attn, residual = dropout if isinstance(dropout, Sequence) else (dropout,) * 3
         add_position, make_rotation = choose("position", position, POSITIONS)
         D, G = head_dim or n_embd // n_head, n_kv_head or n_head

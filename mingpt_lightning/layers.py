@@ -61,8 +61,10 @@ class RotaryPositions(nn.Module):
     ):
         super().__init__()
         if head_size % 2:
-            fix = "Choose n_head so that n_embd / n_head is even."
+            fix = "Choose an even head_dim, or n_head so that n_embd / n_head is even."
             raise UserError(f"heads of {head_size} channels cannot be rotated in pairs", "n_head", fix)
+        if scaling is not None and not isinstance(scaling, Mapping):
+            raise UserError(f"rope_scaling={scaling} is no mapping", "rope_scaling", "Give rope_type and its settings.")
         settings = {"rope_type": "none"} if scaling is None else dict(scaling)
         scale = choose("rope_scaling", settings.pop("rope_type", None), SCALINGS)
         check_settings("rope_scaling", settings, scale)
@@ -211,7 +213,7 @@ class GatedMLP(nn.Module):
 
 def choose(what: str, name: Any, table: Mapping[Any, T]) -> T:
     """The entry of a table of choices. Raises UserError, listing the names, when there is no such entry."""
-    if name not in table:
+    if not isinstance(name, str | bool | None) or name not in table:
         raise UserError(f"{what}={name} is not known", what, nearest(str(name), map(str, table)))
     return table[name]
 
@@ -221,4 +223,7 @@ def check_settings(what: str, settings: Mapping[str, Any], call: Callable[..., A
     names = [*inspect.signature(call).parameters][1:]
     if {*settings} != {*names}:
         raise UserError(f"{what} has {', '.join(settings) or 'no setting'}", what, f"Give {', '.join(names)}.")
-    require_number(**settings)
+    try:
+        require_number(**settings)
+    except UserError as error:
+        raise UserError(f"{what} has {error.what}", what, error.fix) from error

@@ -54,6 +54,7 @@ RULES = {
     "compile": Rule((bool, str), choices=(True, False, "auto")),
     "resume": Rule(choices=("auto", "must", "never")),
     "model.block_size": Rule((int,), low=1),
+    **{f"model.{name}": Rule((bool, str)) for name in ("bias", "qk_norm")},
     "optimizer.lr": Rule(low=1e-30, high=1e30),
     "trainer.max_steps": Rule((int,), low=-1, null=False),
     "trainer.accumulate_grad_batches": Rule((int,), low=1, null=False),

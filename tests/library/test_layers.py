@@ -146,6 +146,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
         ({"rope_scaling": {"rope_type": "linear"}}, r"rope_scaling has no setting .*Give factor\."),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor=0 is not a number above 0"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2, "beta": 1}}, "has factor, beta .*Give factor"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": "x"}},
+            "has factor=x is not a number above 0",
+        ),
+        ({"rope_scaling": 5}, "rope_scaling=5 is no mapping"),
+        ({"bias": [1]}, r"bias=\[1\] is not known"),
+        ({"bias": 1}, "bias=1 is not known"),
+        ({"qk_norm": {}}, r"qk_norm=\{\} is not known"),
     ],
 )
 def test_a_choice_that_cannot_be_is_one_line(choices: dict[str, Any], message: str) -> None:
