@@ -8,13 +8,13 @@ Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaul
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mingpt_lightning import llama
+from mingpt_lightning import llama, openai_gpt
 from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.foreign import read_foreign
@@ -86,7 +86,7 @@ def from_pretrained(
     activation: str | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> GPT:
-    """A GPT with the weights of a GPT-2, or of a relative of Llama's (see `llama`), in evaluation mode.
+    """A GPT with the weights of a GPT-2, a GPT-1 or a relative of Llama's (see `llama`), in evaluation mode.
 
     name: a folder in Hugging Face's layout, a hub id, or a file of weights alone, such as a checkpoint of nanoGPT or
     minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
@@ -135,6 +135,8 @@ def open_weights(name: str | Path, revision: str | None, n_head: int | None, act
     repository = Repository(name, revision)
     file = repository.require("config.json")
     config = read_json(file)
+    first = config.get("model_type") == "openai-gpt"
+    config = openai_gpt.as_gpt2(config, file) if first else config
     relative = config.get("model_type") in llama.ARCHITECTURES
     arguments, factors = (llama.llama_arguments(config, file), []) if relative else gpt_arguments(config, file)
     for key, value in (("n_head", n_head), ("activation", activation)):
@@ -142,7 +144,11 @@ def open_weights(name: str | Path, revision: str | None, n_head: int | None, act
             raise UserError(f"{file} has {key}={arguments[key]}, not {value}", key, "Leave it out.")
     files = repository.weight_files()
     stored = (pair for file in files for pair in read_tensors(file))
-    tensors = llama.under_gpt2_names(stored, repository.name) if relative else stored
+    tensors: Iterable[tuple[str, torch.Tensor]] = stored
+    if relative:
+        tensors = llama.under_gpt2_names(stored, repository.name)
+    elif first:
+        tensors, arguments = openai_gpt.under_gpt2_names(stored), arguments | {"norm_order": "post"}
     return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", relative, factors)
 
 
@@ -175,7 +181,7 @@ def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], l
         return type(value) in (int, float) and 0 <= value < 1
 
     for key, value in ONLY.items():
-        kinds = f"gpt2, {', '.join(llama.ARCHITECTURES)}"
+        kinds = f"openai-gpt, gpt2, {', '.join(llama.ARCHITECTURES)}"
         take(key, value, [value].__contains__, kinds if key == "model_type" else f"{key}={value} only")
     is_switch = [True, False].__contains__
     switches = {key: take(key, value, is_switch, "true or false") for key, value in SWITCHES.items()}

@@ -1,5 +1,6 @@
 """resume=auto|must|never: which checkpoint a run resumes from, and why it may not."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from mingpt_lightning.cli.build import leads_to
 from mingpt_lightning.cli.run import Run, is_first_process
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.loop_state import total_steps
 from mingpt_lightning.restore import class_name
@@ -93,7 +95,9 @@ def check_resumable(
         same_target = name.endswith("_target_") and leads_to(before) == leads_to(after)
         if not below(name, SILENT) and not same_target:
             lines[name] = f"{name}: {before} in the checkpoint, {after} now"
-    for name, before, after in differences(saved["gpt"], now["gpt"]):
+    arguments = inspect.signature(GPT).parameters  # of which earlier versions had fewer
+    before_them = {name: arguments[name].default for name in now["gpt"] if name in arguments}
+    for name, before, after in differences(before_them | saved["gpt"], now["gpt"]):
         lines.setdefault(f"model.{name}", f"{name}: {before} in the checkpoint, {after} now")
     if saved["tokenizer"] != now["tokenizer"]:
         lines["datamodule.tokenizer"] = "another vocabulary"

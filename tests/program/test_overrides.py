@@ -165,7 +165,7 @@ KEYS = [
 REFUSED = [
     ("model.activation=mish", "model.activation=mish is not possible (model.activation). Choose one of: gelu"),
     ("model.activaton=relu", "Did you mean 'activation'?"),
-    ("model.bias=maybe", "model.bias=maybe is not possible (model.bias). Use true or false."),
+    ("model.bias=maybe", "model.bias=maybe is not possible (model.bias). Use true or false or qkv."),
     ("model.norm_eps=small", "Use a number."),
     ("model.vocab_size=5", "unknown key 'model.vocab_size'"),
     ("optimizer.amsgrad=3", "optimizer.amsgrad=3 is not possible"),

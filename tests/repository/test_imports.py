@@ -24,6 +24,7 @@ ROOMS = {
         "weights",
         "foreign",
         "card",
+        "openai_gpt",
         "llama",
         "pretrained",
         "completion",
