@@ -57,7 +57,7 @@ ORDER = ("task", "datamodule", "model", "optimizer", "scheduler", "trainer", "ca
 
 def page(arguments: Sequence[str]) -> str:
     """The answer to --help: the keys of the choices that the command line names, or an overview."""
-    choices = [argument.partition("=") for argument in arguments if re.fullmatch(r"[a-z]+=[\w-]+", argument)]
+    choices = [argument.partition("=") for argument in arguments if re.fullmatch(r"[a-z]+=[\w.-]+", argument)]
     known = [file for group, _, choice in choices for file in files(group, choice)[:1]]
     if known:
         return "\n".join(map(choice_page, known))
