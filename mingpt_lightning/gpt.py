@@ -80,8 +80,8 @@ class CausalSelfAttention(nn.Module):
         v, mask = heads[:, H + G :], None
         if extend is not None:
             k, v, mask = extend(k, v)  # (B, G, tokens so far, D)
-        attend = partial(F.scaled_dot_product_attention, is_causal=T > 1, enable_gqa=G < H)
-        y = attend(q.type_as(k), k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(q.type_as(k), k, v, mask, dropout, is_causal=T > 1, enable_gqa=G < H)
         return self.proj(y.type_as(x).transpose(1, 2).reshape(B, T, H * D))  # heads side by side again
 
 

@@ -125,8 +125,9 @@ def llama_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
         **kind.arguments,
     }
     seen = window(config) if kind.windowed else None
+    if seen is not None and not is_size(seen):
+        raise CheckpointError(f"{path} has sliding_window={str(seen)[:60]}, not a positive integer", WHERE, FIX)
     if seen is not None and seen < arguments["block_size"]:
-        take("sliding_window", seen, is_size, "a positive integer")
         console.print(f"note: a position sees {seen} tokens back, so the context is {seen} tokens", markup=False)
         arguments["block_size"] = seen
     return arguments

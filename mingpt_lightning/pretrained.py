@@ -137,7 +137,7 @@ def open_weights(name: str | Path, revision: str | None, n_head: int | None, act
     config = read_json(file)
     first = config.get("model_type") == "openai-gpt"
     config = openai_gpt.as_gpt2(config, file) if first else config
-    relative = config.get("model_type") in llama.ARCHITECTURES
+    relative = config.get("model_type") in [*llama.ARCHITECTURES]
     arguments, factors = (llama.llama_arguments(config, file), []) if relative else gpt_arguments(config, file)
     for key, value in (("n_head", n_head), ("activation", activation)):
         if value not in (None, arguments[key]):

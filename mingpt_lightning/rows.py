@@ -201,7 +201,7 @@ def check_plain(file: Path, head: str, field: str) -> None:
     """Raise UserError for what is plain text by its name, other than .txt, and begins as rows with that field do."""
     if plain_name(file).suffix.lower() == ".txt":
         return
-    first = head.lstrip().split("\n", 1)[0]
+    first = head[:4096].lstrip().split("\n", 1)[0]
     rows = re.match(rf'\s*(\[\s*)?\{{.*?"{re.escape(field)}"\s*:', head[:4096], re.DOTALL)
     if not rows and csv_separator(first, field) is None:
         return

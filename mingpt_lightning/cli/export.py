@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import DictConfig
 
 from mingpt_lightning.bpe import read_tokenizer
@@ -83,7 +84,9 @@ def read_model(cfg: DictConfig) -> tuple[GPT, Tokenizer | None, dict[str, Any]]:
 
 def facts_of_run(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """What is known of a checkpoint: its dataset, what it began with, and what its run found about this very file."""
-    facts = facts_of_pretrained(str(config.get("model", {}).get("name", "")))
+    model = config.get("model", {})
+    began = str(model.get("_target_")).endswith(".from_pretrained")  # a class of one's own may have another name=
+    facts = facts_of_pretrained(str(model.get("name", "")) if began else "")
     facts["dataset"] = config.get("choices", {}).get("datamodule")
     metrics: dict[str, float] = {}
     with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
@@ -104,7 +107,7 @@ def facts_of_pretrained(name: str) -> dict[str, Any]:
     if name and folder.is_dir():
         from huggingface_hub import ModelCard
 
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
             data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data
             return {key: data.get(key) for key in ("license", "base_model") if isinstance(data.get(key), str)}
     if not name or folder.exists() or not is_hub_id(name):

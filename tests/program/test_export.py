@@ -103,6 +103,18 @@ def test_transformers_generates_from_every_export(make_gpt: MakeGPT, bpe: BPETok
     ]
 
 
+@pytest.mark.parametrize(
+    ("card", "known"),
+    [("---\nlicense: mit\nbase_model: a/b\n---\n", {"license": "mit", "base_model": "a/b"}), ("---\n[: :\n---\n", {})],
+)
+def test_what_a_folders_card_says_goes_on(cli: Cli, make_gpt: MakeGPT, card: str, known: dict[str, str]) -> None:
+    make_gpt(60).save_pretrained("in", CharTokenizer("".join(map(chr, range(40, 100)))))
+    Path("in/README.md").write_text(card)
+    code, _, err = cli("task=export", PRETRAINED[0], "model.name=in", "output=out")
+    assert code == 0, err
+    assert front_matter("out").items() >= known.items()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["characters", "bpe"])
 @pytest.mark.usefixtures("cli")

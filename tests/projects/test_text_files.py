@@ -184,6 +184,12 @@ def test_what_is_no_text_is_named(tmp_path: Path, tokenizer: str, name: str, con
     assert "\n" not in str(caught.value)
 
 
+def test_a_long_line_is_plain_text_whatever_it_holds(tmp_path: Path, tokenizer: str) -> None:
+    text = "ACGT" * 50_000 + ", and that's all\n"
+    (tmp_path / "dna").write_text(text)
+    assert documents_of(TextDataModule(str(tmp_path / "dna"), tokenizer=tokenizer, block_size=2)) == [text]
+
+
 def test_rows_are_read_as_they_stand_from_txt(tmp_path: Path, tokenizer: str) -> None:
     for content in (LINES, CSV):
         (tmp_path / "rows.txt").write_text(content, newline="")
