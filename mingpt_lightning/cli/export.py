@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig
 
 from mingpt_lightning.bpe import read_tokenizer
