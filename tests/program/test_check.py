@@ -71,7 +71,7 @@ def test_attention_that_looks_ahead_is_found_also_where_branches_start_at_zero(
     cli: CLI, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = F.scaled_dot_product_attention
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v, is_causal, **more: real(q, k, v, **more))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *qkv, is_causal, **more: real(*qkv, **more))
     assert "see the attention" in found(cli, "causality", "model=gpt-modern-pico")
 
 
