@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mingpt_lightning.errors import UserError
+from mingpt_lightning.gguf_file import is_gguf
+from mingpt_lightning.gguf_tokenizer import gguf_tokenizer
 from mingpt_lightning.text import unicode
 from mingpt_lightning.tokenizer import CharTokenizer, Tokenizer
 from mingpt_lightning.tokenizer_files import BYTES, END_OF_TEXT, byte_level, is_byte_level, load_backend, read_files
@@ -38,15 +40,19 @@ class FastTokenizer(Tokenizer):
 
     tokenizer: the content of a tokenizer.json. special_tokens: ids by config.json's names, such as
     {"bos_token_id": 0, "eos_token_id": [2, 3]}; None: beginning and end are `<|endoftext|>`, where the vocabulary has
-    it, else the only special token that there is. end_of_text: what ends a document; None where there is none.
+    it, else the only special token that there is. chat_template: how a conversation becomes text, in Jinja; see `chat`.
+    end_of_text: what ends a document; None where there is none.
 
     Raises UserError for anything but a tokenizer.json, and for an id that it lacks.
     """
 
     name = "tokenizers"
 
-    def __init__(self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None):
+    def __init__(
+        self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None, chat_template: str | None = None
+    ):
         self.backend = load_backend(tokenizer)
+        self.chat_template = chat_template
         default = self.only_special()
         if special_tokens is not None and {*numbers(special_tokens)} == {default}:
             special_tokens = None  # GPT-2's, whose files name it three times
@@ -63,7 +69,8 @@ class FastTokenizer(Tokenizer):
         self.stop_tokens = tuple(numbers({"eos": self.special_tokens.get("eos_token_id")}))
         self.end_of_text: int | None = next(iter(self.stop_tokens), None)
         self.start_token = self.special_tokens.get("bos_token_id", self.end_of_text)
-        arguments = {} if special_tokens is None else {"special_tokens": self.special_tokens}
+        arguments: dict[str, Any] = {} if special_tokens is None else {"special_tokens": self.special_tokens}
+        arguments |= {} if chat_template is None else {"chat_template": chat_template}
         super().__init__(tokenizer=self.backend.to_str(), **arguments)
 
     def only_special(self) -> int | None:
@@ -124,8 +131,10 @@ class BPETokenizer(FastTokenizer):
     name = "bpe"
     unit = "byte"
 
-    def __init__(self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None):
-        super().__init__(tokenizer, special_tokens)
+    def __init__(
+        self, tokenizer: str, special_tokens: Mapping[str, Any] | None = None, chat_template: str | None = None
+    ):
+        super().__init__(tokenizer, special_tokens, chat_template)
         if not is_byte_level(self.arguments["tokenizer"]) or self.decode(self.encode(PROBE)) != PROBE:
             what = "this tokenizer is not byte-level BPE, or doesn't reproduce every text exactly"
             raise UserError(what, "tokenizer", "Use one like GPT-2's: no normaliser, no added spaces.")
@@ -133,8 +142,8 @@ class BPETokenizer(FastTokenizer):
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "BPETokenizer":
         """The tokenizer of a hub id, a folder or a tokenizer.json; also of OpenAI's encoder.json and vocab.bpe."""
-        content, special_tokens = read_files(name, revision)
-        return cls(content, special_tokens or None)
+        files = read_files(name, revision)
+        return cls(files.content, files.special_tokens or None, files.chat_template)
 
     @classmethod
     def train(
@@ -241,12 +250,21 @@ def interruptible(work: Callable[[], None], waiting: Callable[[float], None] | N
         raise error
 
 
-def read_tokenizer(name: str | Path, revision: str | None = None) -> Tokenizer:
-    """The tokenizer of a hub id, a folder or a tokenizer.json; see `make_tokenizer`."""
-    return make_tokenizer(*read_files(name, revision))
+def read_tokenizer(
+    name: str | Path, revision: str | None = None, special_tokens: Mapping[str, Any] | None = None
+) -> Tokenizer:
+    """The tokenizer of a hub id, a folder, a tokenizer.json or a GGUF file; see `make_tokenizer`.
+
+    special_tokens: instead of those in its files.
+    """
+    files = gguf_tokenizer(name) if is_gguf(name) and revision is None else read_files(name, revision)
+    special = files.special_tokens if special_tokens is None else special_tokens
+    return make_tokenizer(files.content, special, files.chat_template)
 
 
-def make_tokenizer(content: str, special_tokens: Mapping[str, Any] | None = None) -> Tokenizer:
+def make_tokenizer(
+    content: str, special_tokens: Mapping[str, Any] | None = None, chat_template: str | None = None
+) -> Tokenizer:
     """The content of a tokenizer.json as byte-level BPE, as what `CharTokenizer.save` wrote, or as a FastTokenizer."""
     parts = json.loads(load_backend(content).to_str())
     if parts["model"]["type"] == "WordLevel":
@@ -257,8 +275,8 @@ def make_tokenizer(content: str, special_tokens: Mapping[str, Any] | None = None
             if tokenizer.hugging_face().get_vocab() == vocabulary:
                 return tokenizer
     try:
-        return BPETokenizer(content, special_tokens or None)
+        return BPETokenizer(content, special_tokens or None, chat_template)
     except UserError as error:
         if error.where != "tokenizer":
             raise
-        return FastTokenizer(content, special_tokens or None)
+        return FastTokenizer(content, special_tokens or None, chat_template)

@@ -18,6 +18,7 @@ from mingpt_lightning import loop_state
 from mingpt_lightning.averages import averages, trained_weights, validated_weights
 from mingpt_lightning.errors import CheckpointError, DivergedError, UserError, require_positive
 from mingpt_lightning.files import check_writable
+from mingpt_lightning.gguf_file import is_gguf
 from mingpt_lightning.objective import Direction, direction
 from mingpt_lightning.restore import FORMAT
 from mingpt_lightning.signals import STOP, Stopped
@@ -30,12 +31,13 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises CheckpointError when the file is damaged, holds more than plain data, or is not one of this library's.
     """
     file = find_checkpoint(path)
-    content = {} if file.suffix == ".safetensors" else load_checkpoint(file)
+    alone = "safetensors" if file.suffix == ".safetensors" else "GGUF" if is_gguf(file) else None
+    content = {} if alone else load_checkpoint(file)
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict) or "state_dict" not in content:
-        origin = guess_origin(content) if content else "weights alone (safetensors)"
+        origin = f"weights alone ({alone})" if alone else guess_origin(content)
         what = f"{file} is not a checkpoint of mingpt_lightning but {origin}"
-        fix = "Give a file that this library wrote. GPT.from_pretrained and task=export read other GPT-2s."
+        fix = "Give a file that this library wrote. GPT.from_pretrained, task=export and model.name= read others."
         raise CheckpointError(what, "checkpoint", fix)
     if ours.get("format", 1) > FORMAT:
         version = f"format {ours['format']}, of version {ours.get('version')}"

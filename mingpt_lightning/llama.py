@@ -79,8 +79,10 @@ NORMS = {"self_attn.q_norm.weight": "attn.qk_norm.q", "self_attn.k_norm.weight":
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 
 
-def llama_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
+def llama_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[float]]:
     """What a config.json of one of these architectures means for the constructor of GPT; path: where it is.
+
+    Also factors of queries, of which there are none.
 
     Raises CheckpointError, naming the setting, for what that cannot express.
     """
@@ -130,7 +132,7 @@ def llama_arguments(config: dict[str, Any], path: Path) -> dict[str, Any]:
     if seen is not None and seen < arguments["block_size"]:
         console.print(f"note: a position sees {seen} tokens back, so the context is {seen} tokens", markup=False)
         arguments["block_size"] = seen
-    return arguments
+    return arguments, []
 
 
 def window(config: dict[str, Any]) -> Any:

@@ -28,8 +28,8 @@ def as_gpt2(config: dict[str, Any], path: Path) -> dict[str, Any]:
     return defaults | config | {"model_type": "gpt2", "activation_function": ACTIVATIONS[activation]}
 
 
-def under_gpt2_names(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """The weights under the names of GPT-2's, from which only those of the embeddings differ."""
+def under_gpt2_names(tensors: Iterable[tuple[str, Tensor]], name: str) -> Iterator[tuple[str, Tensor]]:
+    """The weights under the names of GPT-2's, from which only those of the embeddings differ; name: where they are."""
     for stored, tensor in tensors:
         inside = stored.removeprefix("transformer.")
         yield EMBEDDINGS.get(inside, stored), tensor

@@ -10,7 +10,7 @@ Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaul
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -18,6 +18,7 @@ from mingpt_lightning import llama, openai_gpt
 from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.foreign import read_foreign
+from mingpt_lightning.gguf_file import is_gguf, open_gguf
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import Repository, read_json, read_tensors, write_file
 from mingpt_lightning.layers import RotaryPositions
@@ -72,6 +73,9 @@ GPT2 = {  # the one value of ours that theirs computes
     "qk_norm": False,
     "logit_softcap": None,
 }
+Tensors = Iterable[tuple[str, torch.Tensor]]
+"""Weights by their stored names."""
+
 WHERE, FIX = "name", "Choose a GPT-2 language model in Hugging Face's layout."
 
 
@@ -88,8 +92,8 @@ def from_pretrained(
 ) -> GPT:
     """A GPT with the weights of a GPT-2, a GPT-1 or a relative of Llama's (see `llama`), in evaluation mode.
 
-    name: a folder in Hugging Face's layout, a hub id, or a file of weights alone, such as a checkpoint of nanoGPT or
-    minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
+    name: a folder in Hugging Face's layout, a hub id, a GGUF file, or a file of weights alone, such as a checkpoint of
+    nanoGPT or minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
     vocab_size: more tokens than it has; see `GPT.grow_vocabulary`. block_size: fewer positions than it has.
     dropout: instead of what its config says. n_head, activation: for a file that doesn't say them. dtype: of the
     weights; None: as stored, but float32 where a setting is folded into half-precision weights.
@@ -121,35 +125,42 @@ def from_pretrained(
     return gpt.eval()
 
 
+class Kind(NamedTuple):
+    """How the files of an architecture are read.
+
+    arguments: config.json and where it is -> the constructor arguments of GPT, and factors of each layer's queries.
+    rename: weights, and where they are -> the same under the names of GPT-2's. linear: as for `Weights`.
+    """
+
+    arguments: Callable[[dict[str, Any], Path], tuple[dict[str, Any], Sequence[float]]]
+    rename: Callable[[Tensors, str], Tensors] = lambda tensors, name: tensors
+    linear: bool = False
+
+
 def open_weights(name: str | Path, revision: str | None, n_head: int | None, activation: str | None) -> Weights:
     """The weights of a hub id, a folder or a file."""
     path = Path(name).expanduser()
-    if path.is_file():
-        if revision is not None:
-            raise UserError(f"revision={revision} of a file", "revision", "It is for hub ids; leave it out.")
+    if path.is_file() and revision is not None:
+        raise UserError(f"revision={revision} of a file", "revision", "It is for hub ids; leave it out.")
+    if path.is_file() and not is_gguf(path):
         theirs = None if activation is None else hf_activation(activation)
         found = read_foreign(path, n_head, theirs)
-        arguments, factors = gpt_arguments(found.config, path)
+        arguments, factors = KINDS["gpt2"].arguments(found.config, path)
         mapped = path.suffix == ".safetensors"
         return Weights(str(path), arguments | {"bias": found.bias}, found.tensors, mapped, found.linear, factors)
-    repository = Repository(name, revision)
-    file = repository.require("config.json")
-    config = read_json(file)
-    first = config.get("model_type") == "openai-gpt"
-    config = openai_gpt.as_gpt2(config, file) if first else config
-    relative = config.get("model_type") in [*llama.ARCHITECTURES]
-    arguments, factors = (llama.llama_arguments(config, file), []) if relative else gpt_arguments(config, file)
+    repository = None if path.is_file() else Repository(name, revision)
+    file = path if repository is None else repository.require("config.json")
+    config = open_gguf(path).config() if repository is None else read_json(file)
+    kind = KINDS.get(str(config.get("model_type")), KINDS["gpt2"])
+    arguments, factors = kind.arguments(config, file)
     for key, value in (("n_head", n_head), ("activation", activation)):
         if value not in (None, arguments[key]):
             raise UserError(f"{file} has {key}={arguments[key]}, not {value}", key, "Leave it out.")
+    if repository is None:
+        return Weights(str(path), arguments, kind.rename(open_gguf(path).tensors(), str(path)), False, True, factors)
     files = repository.weight_files()
-    stored = (pair for file in files for pair in read_tensors(file))
-    tensors: Iterable[tuple[str, torch.Tensor]] = stored
-    if relative:
-        tensors = llama.under_gpt2_names(stored, repository.name)
-    elif first:
-        tensors, arguments = openai_gpt.under_gpt2_names(stored), arguments | {"norm_order": "post"}
-    return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", relative, factors)
+    tensors = kind.rename((pair for file in files for pair in read_tensors(file)), repository.name)
+    return Weights(repository.name, arguments, tensors, files[0].suffix == ".safetensors", kind.linear, factors)
 
 
 def hf_activation(activation: str) -> str:
@@ -181,8 +192,7 @@ def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], l
         return type(value) in (int, float) and 0 <= value < 1
 
     for key, value in ONLY.items():
-        kinds = f"openai-gpt, gpt2, {', '.join(llama.ARCHITECTURES)}"
-        take(key, value, [value].__contains__, kinds if key == "model_type" else f"{key}={value} only")
+        take(key, value, [value].__contains__, ", ".join(KINDS) if key == "model_type" else f"{key}={value} only")
     is_switch = [True, False].__contains__
     switches = {key: take(key, value, is_switch, "true or false") for key, value in SWITCHES.items()}
     size, rate, known = "one positive integer", "a number in [0, 1)", f"one of {', '.join(ACTIVATIONS)}"
@@ -203,6 +213,20 @@ def gpt_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], l
     unscaled = 1.0 if switches["scale_attn_weights"] else math.sqrt(sizes["n_embd"] / sizes["n_head"])
     by_layer = switches["scale_attn_by_inverse_layer_idx"]
     return arguments, [unscaled / (layer + 1 if by_layer else 1) for layer in range(sizes["n_layer"])]
+
+
+def openai_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[float]]:
+    """The same for a GPT-1."""
+    arguments, factors = gpt_arguments(openai_gpt.as_gpt2(config, path), path)
+    return arguments | {"norm_order": "post"}, factors
+
+
+KINDS = {
+    "gpt2": Kind(gpt_arguments),
+    "openai-gpt": Kind(openai_arguments, openai_gpt.under_gpt2_names),
+    **dict.fromkeys(llama.ARCHITECTURES, Kind(llama.llama_arguments, llama.under_gpt2_names, linear=True)),
+}
+"""What is read, by model_type."""
 
 
 def hf_weights(gpt: GPT, kind: str) -> dict[str, torch.Tensor]:
@@ -274,6 +298,8 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         options = {"model_max_length": ours["block_size"], "padding_side": "left"}
         options |= {"clean_up_tokenization_spaces": False, **special_texts(backend, special)}
         write_file(folder / "tokenizer.json", backend.to_str(pretty=True))
+        if template := getattr(tokenizer, "chat_template", None):
+            options["chat_template"] = template
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
     write_file(folder / "model.safetensors", weights)
     dtype = str(gpt.head.weight.dtype).removeprefix("torch.")

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mingpt_lightning.errors import CheckpointError, ResourceError, UserError
 from mingpt_lightning.hub import Repository, damage, read_json
@@ -39,15 +39,23 @@ BYTES = {byte: byte for byte in PRINTABLE} | dict(enumerate(sorted({*range(256)}
 """The byte behind each character in which GPT-2 writes its vocabulary: "Ġ" (U+0120) is a space."""
 
 
-def read_files(name: str | Path, revision: str | None = None) -> tuple[str, dict[str, Any]]:
-    """The tokenizer.json of a hub id, a folder or a file, and the ids of special tokens under config.json's names.
+class TokenizerFiles(NamedTuple):
+    """The content of a tokenizer.json, ids of special tokens under config.json's names, and Jinja's chat template."""
+
+    content: str
+    special_tokens: dict[str, Any]
+    chat_template: str | None = None
+
+
+def read_files(name: str | Path, revision: str | None = None) -> TokenizerFiles:
+    """The tokenizer of a hub id, a folder or a tokenizer.json.
 
     Of several files that give an id, the first of these counts: generation_config.json, config.json,
     special_tokens_map.json, tokenizer_config.json. Raises CheckpointError when a file is missing, damaged or of a kind
     that isn't read, and what `Repository` raises.
     """
     if Path(name).expanduser().is_file() and revision is None:
-        return read_content(Path(name).expanduser()), {}
+        return TokenizerFiles(read_content(Path(name).expanduser()), {})
     repository = Repository(name, revision, "tokenizer")
     settings = optional(repository, "tokenizer_config.json")
     names = optional(repository, "special_tokens_map.json")
@@ -66,7 +74,19 @@ def read_files(name: str | Path, revision: str | None = None) -> tuple[str, dict
         add_prefix_space(backend)
     if settings.get("add_bos_token") and "bos_token_id" in special:
         add_before(backend, special["bos_token_id"])
-    return backend.to_str(), special
+    return TokenizerFiles(backend.to_str(), special, read_chat_template(repository, settings))
+
+
+def read_chat_template(repository: Repository, settings: dict[str, Any]) -> str | None:
+    """The chat template of a repository: of several, the one called default."""
+    with suppress(ResourceError):
+        if path := repository.find("chat_template.jinja"):
+            return read_content(path)
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
 
 
 def optional(repository: Repository, name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from mingpt_lightning.checkpoint import is_own
 from mingpt_lightning.cli.restore import is_pretrained, named_checkpoint, read_named, read_pretrained, rebuild
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import ResourceError, UserError, nearest
+from mingpt_lightning.gguf_file import is_gguf
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import is_hub_id
 from mingpt_lightning.pretrained import from_pretrained
@@ -69,7 +70,8 @@ def read_model(cfg: DictConfig) -> tuple[GPT, Tokenizer | None, dict[str, Any]]:
     given = None if cfg.tokenizer is None else read_tokenizer(cfg.tokenizer)
     if cfg.checkpoint is not None and not is_own(file := named_checkpoint(cfg.checkpoint)):
         try:
-            return from_pretrained(file, dtype=None), given, {}
+            gpt = from_pretrained(file, dtype=None)
+            return gpt, given or (read_tokenizer(file) if is_gguf(file) else None), {}
         except UserError as error:
             if error.where == "n_head":
                 error.fix = error.fix.replace("Give ", f"Use model=gpt2-pretrained model.name={file} model.")

@@ -24,6 +24,7 @@ from mingpt_lightning.cli.overrides import literal
 from mingpt_lightning.cli.own_settings import CHOICE
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
+from mingpt_lightning.gguf_file import is_gguf
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.restore import restore
@@ -170,12 +171,12 @@ def vocabulary(content: dict[str, Any], node: DictConfig) -> dict[str, Any]:
 def read_pretrained(
     cfg: DictConfig, tokenizer: Tokenizer | None = None, **arguments: Any
 ) -> tuple[GPT, Tokenizer | None]:
-    """A pretrained model, and its tokenizer unless one is given; a file of weights alone has none.
+    """A pretrained model, and its tokenizer unless one is given; a file of weights has none, unless it is a GGUF.
 
     arguments: as for `from_pretrained`.
     """
     gpt: GPT = build(cfg.model, "model", **arguments)
-    if tokenizer is None and not Path(cfg.model.name).expanduser().is_file():
+    if tokenizer is None and (is_gguf(cfg.model.name) or not Path(cfg.model.name).expanduser().is_file()):
         tokenizer = read_tokenizer(cfg.model.name, cfg.model.revision)
     return gpt, tokenizer
 

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, make_tokenizer
+from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, make_tokenizer, read_tokenizer
 from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import (
     BatchLoader,
@@ -31,7 +31,6 @@ from mingpt_lightning.datamodule import (
 )
 from mingpt_lightning.errors import UserError, require_positive
 from mingpt_lightning.text import user_cache
-from mingpt_lightning.tokenizer_files import read_files
 from projects.text.cache import Cache, digest
 from projects.text.corpus import Corpus
 
@@ -101,8 +100,9 @@ class TextDataModule(SequenceDataModule):
             entry = cache.entry(key, partial(write_tokenizer, corpus, vocab_size))
             tokenizer = (entry / "tokenizer.json").read_text(encoding="utf-8")
         given = tokenizer.lstrip().startswith("{")
-        content, ids = (tokenizer, {}) if given else read_files(tokenizer, revision)
-        made = make_tokenizer(content, ids if special_tokens is None else special_tokens)
+        made = (make_tokenizer if given else partial(read_tokenizer, revision=revision))(
+            tokenizer, special_tokens=special_tokens
+        )
         if not isinstance(made, FastTokenizer):
             raise UserError("this is a vocabulary of characters", "tokenizer", "Use chargpt for text by character.")
         self.tokenizer = made

@@ -62,11 +62,11 @@ MODELS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def make(name: str) -> PreTrainedModel:
+def make(name: str, **more: Any) -> PreTrainedModel:
     """A small model with random weights, also in gains and biases."""
     torch.manual_seed(0)
     config, model, changes = MODELS[name]
-    theirs = model(config(**SIZES | changes)).eval()
+    theirs = model(config(**SIZES | changes | more)).eval()
     with torch.no_grad():
         for weight in theirs.parameters():
             weight.add_(0.3 * torch.randn_like(weight))
@@ -151,7 +151,7 @@ def test_a_config_of_earlier_versions_is_read(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_config_leaves_out_is_as_in_transformers(config: dict[str, Any], expected: dict[str, Any]) -> None:
-    arguments = llama_arguments(config, Path("config.json"))
+    arguments, _ = llama_arguments(config, Path("config.json"))
     assert {name: arguments[name] for name in expected} == expected
 
 

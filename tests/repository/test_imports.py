@@ -16,7 +16,7 @@ ROOMS = {
     "what everything may use": (
         *("finder", "errors", "files", "console", "signals", "text", "rows", "probe", "device", "shuffle"),
     ),
-    "text and tokens": ("hub", "tokenizer", "tokenizer_files", "bpe"),
+    "text and tokens": ("hub", "tokenizer", "tokenizer_files", "gguf_file", "gguf_tokenizer", "bpe"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": (
         "generation",
@@ -73,6 +73,8 @@ NO_TORCH_AT_ONCE = {
     "hub",
     "bpe",
     "tokenizer_files",
+    "gguf_file",
+    "gguf_tokenizer",
     "optim",
     "cli.config",
     "cli.main",
