@@ -8,6 +8,9 @@ from mingpt_lightning.generation import Sampling, decode
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.tokenizer import Tokenizer
 
+Prompt = str | Sequence[int]
+"""A text, or token ids that already have everything around it, such as a conversation's."""
+
 
 class Completion(NamedTuple):
     """A prompt as its tokenizer decodes it, and the text that continues it."""
@@ -19,7 +22,7 @@ class Completion(NamedTuple):
 def complete(
     gpt: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
     stop: Sequence[str] = (),
@@ -28,14 +31,14 @@ def complete(
     repeats: Sequence[int] | None = None,
     **sampling: Any,
 ) -> list[Completion]:
-    """Continue texts, all of them in one batch; `sampling` as for `Sampling`, `repeats` as for `decode`.
+    """Continue prompts, all of them in one batch; `sampling` as for `Sampling`, `repeats` as for `decode`.
 
     An empty prompt starts from the tokenizer's start token, which isn't shown: a GPT can't continue nothing.
     stop: a text ends with the first of these strings that it generates. stop_tokens: a text ends before the first of
     these tokens; None takes the tokenizer's, which is its end of text, if it has one.
     """
     check_stop(stop)
-    shown = [tokenizer.encode(prompt) for prompt in prompts]
+    shown = [tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     ends = set(tokenizer.stop_tokens if stop_tokens is None else stop_tokens)
     new: list[list[int]] = [[] for _ in prompts]
     going = set(range(len(prompts)))
@@ -54,16 +57,16 @@ def complete(
         if not going:
             break
     texts = []
-    for prompt, tokens in zip(shown, new, strict=True):
-        before = tokenizer.decode(prompt) if prompt else ""
-        texts.append(Completion(before, until(tokenizer.decode([*prompt, *tokens])[len(before) :], stop)))
+    for tokens, more in zip(shown, new, strict=True):
+        before = tokenizer.decode(tokens) if tokens else ""
+        texts.append(Completion(before, until(tokenizer.decode([*tokens, *more])[len(before) :], stop)))
     return texts
 
 
 def stream(
     gpt: GPT,
     tokenizer: Tokenizer,
-    prompt: str,
+    prompt: Prompt,
     max_new_tokens: int,
     *,
     stop: Sequence[str] = (),
@@ -72,7 +75,7 @@ def stream(
     repeat: int = 0,
     **sampling: Any,
 ) -> Iterator[str]:
-    """Continue one text and yield it in pieces of whole characters as it is generated; options as for `complete`.
+    """Continue one prompt and yield it in pieces of whole characters as it is generated; options as for `complete`.
 
     Joined, the pieces equal the text of `complete`. repeat: how many earlier texts had the same prompt.
     """
@@ -100,9 +103,9 @@ def stream(
         tail = text[-reach:] if reach else ""
 
 
-def prompt_tokens(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def prompt_tokens(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """The tokens of a prompt; of an empty one, the start token. Raises UserError where there is no such token."""
-    if tokens := tokenizer.encode_prompt(prompt):
+    if tokens := tokenizer.encode_prompt(prompt) if isinstance(prompt, str) else list(prompt):
         return tokens
     if tokenizer.start_token is None:
         raise UserError("the prompt is empty", "prompt", "This model can't start from nothing; give it some text.")

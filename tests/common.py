@@ -88,3 +88,7 @@ def python(
     command = [sys.executable, "-c", code, *arguments]
     env = {**(os.environ if env is None else env), "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=check)
+
+
+CHATML = """{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}
+{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"""  # a chat template, in Jinja

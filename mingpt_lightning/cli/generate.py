@@ -3,20 +3,21 @@
 import io
 import json
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mingpt_lightning.chat import ask, chat_template_of
 from mingpt_lightning.cli.build import device_for
+from mingpt_lightning.cli.converse import answer, complete_prompts, converse
 from mingpt_lightning.cli.restore import read_system
-from mingpt_lightning.completion import check_stop, complete, prompt_tokens, stream
-from mingpt_lightning.console import console, say
+from mingpt_lightning.completion import Prompt, check_stop, complete, prompt_tokens
+from mingpt_lightning.console import console
 from mingpt_lightning.device import keep_memory, set_threads
 from mingpt_lightning.errors import CheckpointError, UserError, require_positive
 from mingpt_lightning.files import write_error
@@ -53,6 +54,9 @@ def run_task(cfg: DictConfig, started: float) -> None:
     if system.tokenizer is None:
         fix = "Give it one by task=export tokenizer=NAME output=FOLDER, or use GPT.generate in Python."
         raise CheckpointError("the model has no tokenizer", "checkpoint", fix)
+    chats = cfg.chat if cfg.chat is not None else cfg.system_message is not None
+    if chats:
+        ask(system.tokenizer, "Hello", cfg.system_message)  # its errors, now
     length, sizes = system.tokenizer.answer_length, system.gpt.config
     max_new_tokens = cfg.max_new_tokens if cfg.max_new_tokens is not None else length or 200
     require_positive(max_new_tokens=max_new_tokens)
@@ -69,25 +73,32 @@ def run_task(cfg: DictConfig, started: float) -> None:
         console.print(f"probe       speed of float32 1, {others}: weights in {fastest(figures)}")
     options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
 
-    if prompts is None:
-        converse(system, max_new_tokens, options)
+    if prompts is None and (chats or (cfg.chat is None and chat_template_of(system.tokenizer) is not None)):
+        converse(system, cfg.system_message, max_new_tokens, options)
         return
+    if prompts is None:
+        complete_prompts(system, max_new_tokens, options)
+        return
+    encode = partial(ask, system.tokenizer, system_message=cfg.system_message) if chats else None
     for prompt in prompts:
-        tokens = len(system.tokenizer.encode(prompt))
+        tokens = len(encode(prompt) if encode else system.tokenizer.encode(prompt))
         if tokens > system.gpt.block_size:
             console.print(f"a prompt has {tokens:,} tokens; the model sees the last {system.gpt.block_size:,}")
     if cfg.output is not None:
-        write(Path(cfg.output), system, prompts, cfg.num_samples, max_new_tokens, options)
+        write(Path(cfg.output), samples(system, prompts, encode, cfg.num_samples, max_new_tokens, options))
         return
     try:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if len(prompts) * cfg.num_samples == 1:
-            answer(system, prompts[0], max_new_tokens, options)
+            before = "" if encode or not prompts[0] else system.tokenizer.decode(system.tokenizer.encode(prompts[0]))
+            sys.stdout.write(before)
+            answer(system, encode(prompts[0]) if encode else prompts[0], max_new_tokens, options)
         else:
             spans = False  # whether the text before has several lines
-            for n, (_, shown, text) in enumerate(samples(system, prompts, cfg.num_samples, max_new_tokens, options)):
-                before, spans = spans, "\n" in f"{shown}{text}"
-                sys.stdout.write(f"{SEPARATOR if n and (before or spans) else ''}{shown}{text}\n")
+            texts = samples(system, prompts, encode, cfg.num_samples, max_new_tokens, options)
+            for n, (_, shown, text) in enumerate(texts):
+                spanned, spans = spans, "\n" in f"{shown}{text}"
+                sys.stdout.write(f"{SEPARATOR if n and (spanned or spans) else ''}{shown}{text}\n")
                 sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `| head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -139,65 +150,34 @@ def stop_strings(stop: Any) -> list[str]:
 
 
 def samples(
-    system: LanguageModel, prompts: list[str], num_samples: int, max_new_tokens: int, options: dict[str, Any]
-) -> Iterator[tuple[str, str, str]]:
-    """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion."""
-    assert system.tokenizer is not None
-    rows = [prompt for prompt in prompts for _ in range(num_samples)]
-    repeats = count_repeats(tuple(prompt_tokens(system.tokenizer, prompt)) for prompt in rows)
-    for first in range(0, len(rows), ROWS):
-        batch, before = rows[first : first + ROWS], repeats[first : first + ROWS]
-        completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, repeats=before, **options)
-        yield from ((prompt, *completion) for prompt, completion in zip(batch, completions, strict=True))
-
-
-def write(
-    file: Path,
     system: LanguageModel,
     prompts: list[str],
+    encode: Callable[[str], list[int]] | None,
     num_samples: int,
     max_new_tokens: int,
     options: dict[str, Any],
-) -> None:
+) -> Iterator[tuple[str, str, str]]:
+    """For each prompt, `num_samples` times: the prompt as given, as its tokenizer shows it, and the completion.
+
+    encode: the question that a prompt is in a conversation, which isn't shown before its answer; None for plain text.
+    """
+    assert system.tokenizer is not None
+    rows = [prompt for prompt in prompts for _ in range(num_samples)]
+    asked: list[Prompt] = [encode(prompt) if encode else prompt for prompt in rows]
+    repeats = count_repeats(tuple(prompt_tokens(system.tokenizer, prompt)) for prompt in asked)
+    for first in range(0, len(rows), ROWS):
+        batch, before = asked[first : first + ROWS], repeats[first : first + ROWS]
+        completions = complete(system.gpt, system.tokenizer, batch, max_new_tokens, repeats=before, **options)
+        for prompt, completion in zip(rows[first : first + ROWS], completions, strict=True):
+            yield prompt, "" if encode else completion.prompt, completion.text
+
+
+def write(file: Path, texts: Iterator[tuple[str, str, str]]) -> None:
     """Write {"prompt", "completion"} lines, each as soon as it is generated."""
     try:
         with file.open("w", encoding="utf-8") as lines:
-            for prompt, _, text in samples(system, prompts, num_samples, max_new_tokens, options):
+            for prompt, _, text in texts:
                 lines.write(json.dumps({"prompt": prompt, "completion": text}, ensure_ascii=False) + "\n")
                 lines.flush()
     except OSError as error:
         raise write_error(file, error, "output", "Choose another file.") from error
-
-
-def answer(system: LanguageModel, prompt: str, max_new_tokens: int, options: dict[str, Any]) -> None:
-    """Write a prompt and its completion to standard output, as it is generated."""
-    assert system.tokenizer is not None
-    pieces = stream(system.gpt, system.tokenizer, prompt, max_new_tokens, **options)
-    shown = system.tokenizer.encode(prompt) if prompt else []
-    sys.stdout.write(system.tokenizer.decode(shown) if shown else "")
-    for piece in pieces:
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-
-
-def converse(system: LanguageModel, max_new_tokens: int, options: dict[str, Any]) -> None:
-    """Ask for prompts and answer them, until Ctrl-D. Repeating a prompt gives another answer."""
-    with suppress(ImportError):
-        import readline  # noqa: F401  # the line can be edited, and earlier ones come back
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # it doesn't end the program here
-    console.print("Type a prompt. Ctrl-C stops an answer, Ctrl-D leaves.")
-    asked: list[tuple[int, ...]] = []
-    assert system.tokenizer is not None
-    while True:
-        try:
-            prompt = input("> ")
-            asked.append(tuple(prompt_tokens(system.tokenizer, prompt)))
-            answer(system, prompt, max_new_tokens, {**options, "repeat": count_repeats(asked)[-1]})
-        except EOFError:
-            console.print()
-            return
-        except KeyboardInterrupt:
-            sys.stdout.write("\n")
-        except UserError as error:
-            say(error)

@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locate_anywhere, program
 from mingpt_lightning.cli.help import page, version
-from mingpt_lightning.cli.overrides import quoted, with_key
+from mingpt_lightning.cli.overrides import quoted, with_key, with_system_message
 from mingpt_lightning.cli.own_settings import own_settings
 from mingpt_lightning.cli.sweep import FAILED, Failure
 from mingpt_lightning.cli.trust import DeclaredConfigs, declared_configs
@@ -102,6 +102,7 @@ def run_command(arguments: list[str]) -> None:
     rest = [argument for argument in arguments if argument not in sweep]
     overrides, folder = refuse_options(rest)
     folders = [*folder, *map(str, declared_configs())]
+    rest, overrides = with_system_message(rest, folders), with_system_message(overrides, folders)
     quotes = [quoted(item, bool(sweep), folders) if item in overrides else item for item in rest]
     Plugins.instance().register(DeclaredConfigs)
     FAILED.clear()

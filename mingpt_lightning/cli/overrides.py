@@ -27,12 +27,12 @@ TEXT, LISTS, NULL = {"str", "Path", "_PATH", "PathLike"}, {"list", "List", "Sequ
 
 TOP: dict[str, Kind] = {
     **dict.fromkeys(("prompt", "run_dir", "optimized_metric"), "text"),
-    **dict.fromkeys(("prompt_file", "checkpoint", "output"), "text or null"),
+    **dict.fromkeys(("prompt_file", "checkpoint", "output", "system_message"), "text or null"),
     "stop": "text or list",
 }
 """The keys outside of sections that hold text."""
 
-SAID = ("prompt", "stop")
+SAID = ("prompt", "stop", "system_message")
 """Keys whose text is somebody's words: an interpolation in it is text too."""
 
 INTERPOLATION = r"\$\{[\w.]*(:[^{}$]*)?\}"
@@ -69,6 +69,20 @@ def quoted(argument: str, sweep: bool = False, folders: Iterable[str] = ()) -> s
     if other and override is not None and isinstance(override.value(), other):
         return argument
     return f"{key}={written(value, name)}"
+
+
+def with_system_message(arguments: list[str], folders: Iterable[str] = ()) -> list[str]:
+    """The command line, in which `system=TEXT` of task=generate is `system_message=TEXT`.
+
+    But where the group `system` has a choice of that name, it is that choice.
+    """
+    if "task=generate" not in arguments:
+        return arguments
+    choices = {file.stem for file in files_of("system", tuple(folders))}
+    return [
+        f"system_message={item[7:]}" if item.startswith("system=") and item[7:] not in choices else item
+        for item in arguments
+    ]
 
 
 def parsed(argument: str) -> Override | None:

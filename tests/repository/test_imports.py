@@ -16,7 +16,7 @@ ROOMS = {
     "what everything may use": (
         *("finder", "errors", "files", "console", "signals", "text", "rows", "probe", "device", "shuffle"),
     ),
-    "text and tokens": ("hub", "tokenizer", "tokenizer_files", "gguf_file", "gguf_tokenizer", "bpe"),
+    "text and tokens": ("hub", "tokenizer", "tokenizer_files", "gguf_file", "gguf_tokenizer", "bpe", "chat"),
     "the model, in pure torch": ("layers", "cache", "gpt", "structure", "loss"),
     "generation, pretrained weights": (
         "generation",
@@ -43,7 +43,7 @@ ROOMS = {
         *("cli.sweep", "cli.__init__", "cli.signatures", "cli.trust", "cli.config", "cli.overrides"),
         *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
         *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
-        *("cli.export", "cli.push", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
+        *("cli.export", "cli.push", "cli.converse", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]
