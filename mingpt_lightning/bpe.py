@@ -227,6 +227,11 @@ class BPETokenizer(FastTokenizer):
         return "".join("  ".join(row).rstrip() + "\n" for row in padded)
 
 
+def with_chat_template(tokenizer: FastTokenizer, template: str) -> FastTokenizer:
+    """The same tokenizer with another chat template."""
+    return type(tokenizer)(**tokenizer.arguments | {"chat_template": template})
+
+
 def interruptible(work: Callable[[], None], waiting: Callable[[float], None] | None) -> None:
     """Do work that holds no lock of Python's in a thread, so that a signal ends the wait for it at once.
 

@@ -214,7 +214,8 @@ class BatchLoader:
         self.distinct: int | None = None
         self.resumed = False
         length = dataset[torch.zeros(1, dtype=torch.long)][0].shape[1]
-        self.steps_at_once = max(1, TOKENS_AT_ONCE // (batch_size * length))
+        ragged = getattr(dataset, "ragged", False)  # a batch is as long as its longest sequence
+        self.steps_at_once = 1 if ragged else max(1, TOKENS_AT_ONCE // (batch_size * length))
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -26,7 +26,8 @@ WHOLE, PIECE = 2**30, 2**20
 class SequenceDataset(Protocol):
     """A numbered collection of training sequences.
 
-    One with an attribute `epoch_size` has an epoch of that many sequences at random, instead of each once.
+    One with an attribute `epoch_size` has an epoch of that many sequences at random, instead of each once. One with
+    `ragged` makes batches of different lengths T, which padding makes of sequences of different lengths.
     """
 
     def __len__(self) -> int: ...

@@ -66,6 +66,21 @@ def read_rows(file: Path, field: str, where: str = "path", encoding: str | None 
             yield Row(place, None, f"is missing; {fields or f'the row is {KINDS[type(value)]}'}")
 
 
+def read_records(file: Path, field: str, where: str = "path", encoding: str | None = None) -> Iterator[tuple[str, Any]]:
+    """The rows of a file that isn't plain text, whole: where each is, and what. A row of a table is a dict.
+
+    field: a column that a CSV file has, by which its separator is found. Raises UserError like `read_rows`.
+    """
+    kind = format_of(file)
+    if kind == "text":
+        what = f"{file} is plain text by its name, not rows"
+        raise UserError(what, where, f"Rename it if it is one of {', '.join(FORMATS)}.")
+    if kind == "parquet":
+        yield from parquet_records(file, where)
+        return
+    yield from {"jsonl": json_lines, "json": json_values, "csv": csv_rows}[kind](file, field, where, encoding)
+
+
 KINDS = {
     type(None): "null",
     bool: "true or false",
@@ -168,10 +183,22 @@ def parquet_rows(file: Path, field: str, where: str, encoding: str | None) -> It
     try:
         with parquet.ParquetFile(file) as table:
             found = dict(columns(table.schema_arrow))
-            if field not in found or not is_text(found[field]):
-                raise no_column(file, field, [name for name, kind in found.items() if is_text(kind)])
+    except (OSError, arrow.ArrowException):
+        found = {}  # which is said below
+    if found and (field not in found or not is_text(found[field])):
+        raise no_column(file, field, [name for name, kind in found.items() if is_text(kind)])
+    yield from parquet_records(file, where, [field])
+
+
+def parquet_records(file: Path, where: str, columns: list[str] | None = None) -> Iterator[tuple[str, Any]]:
+    """The rows of a table; columns: those that are read, all by default."""
+    arrow = pyarrow(file, where)
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(file) as table:
             number = itertools.count(1)
-            for batch in table.iter_batches(batch_size=256, columns=[field]):
+            for batch in table.iter_batches(batch_size=256, columns=columns):
                 yield from ((f"row {next(number)}", row) for row in batch.to_pylist())
     except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         message = " ".join(str(error).split())

@@ -55,8 +55,10 @@ def start_data(cfg: DictConfig, start: Start | None) -> SequenceDataModule:
 
 
 def meaning(tokenizer: dict[str, Any]) -> dict[str, Any]:
-    """What says which text a token id stands for, in the state of a tokenizer: all but how others are treated."""
-    arguments = {name: value for name, value in tokenizer["arguments"].items() if name != "on_unknown"}
+    """What says which text a token id stands for, in the state of a tokenizer: all but how other text is treated."""
+    arguments = {
+        name: value for name, value in tokenizer["arguments"].items() if name not in ("on_unknown", "chat_template")
+    }
     return {**tokenizer, "arguments": arguments}
 
 

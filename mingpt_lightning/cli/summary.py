@@ -37,8 +37,9 @@ def describe(run: Run, compiled: bool) -> None:
     data, gpt, trainer = run.datamodule, run.system.gpt, run.trainer
     sizes = f"{data.epoch_size:,} train, {len(data.sequences('val')):,} val, {len(data.sequences('test')):,} test"
     choice = HydraConfig.get().runtime.choices.get("datamodule")
+    up_to = "up to " * getattr(data.sequences("train"), "ragged", False)
     console.print(
-        f"data        {choice}: {sizes} sequences of {data.block_size} tokens, vocabulary of {data.vocab_size:,}"
+        f"data        {choice}: {sizes} sequences of {up_to}{data.block_size} tokens, vocabulary of {data.vocab_size:,}"
     )
     config = gpt.config
     shape = " ".join(f"{name}={config[name]}" for name in ("n_layer", "n_head", "n_embd"))
@@ -48,7 +49,7 @@ def describe(run: Run, compiled: bool) -> None:
     rates = " and ".join(dict.fromkeys(f"{group['lr']:.3g}" for group in optimizer.param_groups))
     console.print(
         f"training    {total_steps(trainer):,} steps of {sequences:,} sequences "
-        f"({sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
+        f"({up_to}{sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
     )
     threads = torch.get_num_threads()
     device = f"{trainer.strategy.root_device}, {trainer.precision}, {threads} thread{'s' * (threads > 1)}"

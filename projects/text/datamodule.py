@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, make_tokenizer, read_tokenizer
+from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, make_tokenizer, read_tokenizer, with_chat_template
 from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import (
     BatchLoader,
@@ -54,7 +54,7 @@ class TextDataModule(SequenceDataModule):
     they have files of their own; a vocabulary is trained on `path` alone.
     tokenizer: a hub id, a folder, a tokenizer.json or the content of one, at `revision` on the hub; None trains one
     of `vocab_size` tokens on the text. special_tokens: ids by config.json's names, such as {"eos_token_id": 2}, which
-    replace those in the tokenizer's files; see `FastTokenizer`.
+    replace those in the tokenizer's files; see `FastTokenizer`. chat_template: the same; it is kept for generation.
     split: the fractions of `path`'s tokens for training, validation and test, in this order, as far as these have no
     files of their own. The parts begin with a document, where one begins within a quarter of the shortest part.
     shuffle: False trains on windows that don't overlap, in the order of the text. cache_dir: None is the user's cache
@@ -74,6 +74,7 @@ class TextDataModule(SequenceDataModule):
         tokenizer: str | None = None,
         revision: str | None = None,
         special_tokens: dict[str, int | list[int]] | None = None,
+        chat_template: str | None = None,
         vocab_size: int = 2048,
         text_field: str = "text",
         encoding: str | None = None,
@@ -105,7 +106,7 @@ class TextDataModule(SequenceDataModule):
         )
         if not isinstance(made, FastTokenizer):
             raise UserError("this is a vocabulary of characters", "tokenizer", "Use chargpt for text by character.")
-        self.tokenizer = made
+        self.tokenizer = made if chat_template is None else with_chat_template(made, chat_template)
         self.fingerprint, self.tokens = tokens_of(corpus, self.tokenizer, cache)
         self.block_size = block_size
         self.shuffle = shuffle
