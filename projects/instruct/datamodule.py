@@ -25,7 +25,7 @@ PLAIN = """{% for message in messages %}{{ message['content'] }}\
 """The chat template of a tokenizer without one: a question, a line break, the answer, the end of the text."""
 
 MULTIPLE = 64
-"""A batch is as many tokens long as a multiple of this, so that there are few shapes to compile."""
+"""A batch has a multiple of so many tokens, or `block_size`, so that there are few shapes to compile."""
 
 
 class InstructDataset:
@@ -33,7 +33,8 @@ class InstructDataset:
 
     ragged = True
 
-    def __init__(self, examples: Sequence[Example]):
+    def __init__(self, examples: Sequence[Example], block_size: int):
+        self.block_size = block_size
         lengths = np.array([len(example.tokens) for example in examples], np.int64)
         self.ends = np.cumsum(lengths)
         self.starts = self.ends - lengths
@@ -45,7 +46,7 @@ class InstructDataset:
 
     def __getitem__(self, indices: Tensor) -> Batch:
         starts, ends = self.starts[indices.numpy()], self.ends[indices.numpy()]
-        T = -(-int((ends - starts).max() - 1) // MULTIPLE) * MULTIPLE
+        T = min(self.block_size, -(-int((ends - starts).max() - 1) // MULTIPLE) * MULTIPLE)
         places = starts[:, None] + np.arange(T + 1)
         inside = places < ends[:, None]
         places[~inside] = 0
@@ -105,7 +106,7 @@ class InstructDataModule(SequenceDataModule):
         own: dict[Split, list[Example]] = {s: found[f"{s}_path"] for s in get_args(Split) if f"{s}_path" in found}
         shares = [0.0 if part in own else share for part, share in zip(get_args(Split), split, strict=True)]
         parts = divide(found["path"], [share / sum(shares) for share in shares]) | own
-        self.datasets = {part: InstructDataset(examples) for part, examples in parts.items()}
+        self.datasets = {part: InstructDataset(examples, block_size) for part, examples in parts.items()}
 
     def dataset(self, split: Split) -> InstructDataset:
         return self.datasets[split]
