@@ -16,6 +16,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from mingpt_lightning.adapter import adapter_of, has_adapter_dropout, is_adapters
 from mingpt_lightning.averages import keep_buffers
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.completion import complete
@@ -69,7 +70,7 @@ class LanguageModel(pl.LightningModule):
         lengths = None if tokenizer is None else tokenizer.byte_lengths
         self.register_buffer("byte_lengths", None if lengths is None else torch.from_numpy(lengths), persistent=False)
         rates = gpt.config["dropout"]
-        self.has_dropout = any(rates if isinstance(rates, list) else [rates])
+        self.has_dropout = any(rates if isinstance(rates, list) else [rates]) or has_adapter_dropout(gpt)
         self.seed = torch.initial_seed()  # of dropout
         self.tokens_seen = 0  # in training, in all processes, masked ones included
         self.validated_step = 0  # optimizer steps before the newest validation
@@ -284,6 +285,24 @@ class LanguageModel(pl.LightningModule):
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         what += f" at step {self.global_step + 1:,}, with learning rate {lr:.3g}; the weights were not updated"
         raise DivergedError(what, "lr", "Lower lr, or check the data.")
+
+    def state_dict(self, *arguments: Any, **more: Any) -> Any:
+        """The weights; of a GPT with an adapter, the adapter's instead of the GPT's."""
+        state = super().state_dict(*arguments, **more)
+        if adapter_of(self.gpt) is not None:
+            for name in [name for name in state if "gpt." in name and not is_adapters(name)]:
+                del state[name]
+        return state
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """Load what `state_dict` gives. Raises RuntimeError for other names."""
+        if adapter_of(self.gpt) is None or not strict:
+            return super().load_state_dict(state_dict, strict, assign)
+        missing, unknown = found = super().load_state_dict(state_dict, False, assign)
+        wrong = [*unknown, *(name for name in missing if not name.startswith("gpt.") or is_adapters(name))]
+        if wrong:
+            raise RuntimeError(f"these weights are missing or unknown: {', '.join(wrong[:5])}")
+        return found
 
     def metadata(self, datamodule: Any = None) -> dict[str, Any]:
         """What a checkpoint of this system holds beside Lightning's entries; see `restore.metadata`."""

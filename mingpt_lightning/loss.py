@@ -53,16 +53,18 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, after: nn.Module, rows: int) -> Tensor:
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-        matrix = weight.detach().to(dtype).requires_grad_()  # cast once for all chunks
+        trained = ctx.needs_input_grad[1]  # not beside an adapter
+        matrix = weight.detach().to(dtype).requires_grad_(trained)  # cast once for all chunks
         total, hidden_grad, weight_grad = hidden.new_zeros(()), torch.empty_like(hidden), torch.zeros_like(weight)
         chunks = (tensor.split(rows) for tensor in (hidden, targets, hidden_grad))
         for states, wanted, grad in zip(*chunks, strict=True):
             with torch.enable_grad():
                 states = states.detach().to(dtype).requires_grad_()
                 loss = F.cross_entropy(after(F.linear(states, matrix)).float(), wanted, reduction="sum")
-            states_grad, matrix_grad = torch.autograd.grad(loss, (states, matrix))
+            states_grad, *matrix_grad = torch.autograd.grad(loss, (states, matrix) if trained else (states,))
             grad.copy_(states_grad)
-            weight_grad += matrix_grad
+            for its in matrix_grad:
+                weight_grad += its
             total += loss.detach()
         ctx.save_for_backward(hidden_grad, weight_grad)
         return total

@@ -7,6 +7,7 @@ the language model's, and of wrappers' names, a note is printed. This module kno
 Source: transformers, `GPT2Config` and `GPT2LMHeadModel`, whose names and defaults these are.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from mingpt_lightning import llama, openai_gpt
+from mingpt_lightning.adapter import adapter_of, merge_adapter
 from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
 from mingpt_lightning.foreign import read_foreign
@@ -278,6 +280,8 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     Raises ResourceError when the folder cannot be written, UserError for a layer that its GPT-2 lacks.
     """
     folder, ours = Path(folder), gpt.config
+    if adapter_of(gpt) is not None:
+        gpt = merge_adapter(copy.deepcopy(gpt))
     kind = llama.architecture_of(ours) or "gpt2"
     for name, value in GPT2.items() if kind == "gpt2" else ():
         if ours[name] != value:

@@ -6,6 +6,7 @@ No class is ever taken from a file: it is compared with the one that the reader 
 import inspect
 import platform
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,9 +17,11 @@ from mingpt_lightning import (
     __version__,
     bpe,  # noqa: F401  # registers BPETokenizer, which a checkpoint may name
 )
-from mingpt_lightning.errors import CheckpointError
+from mingpt_lightning.adapter import adapter_of, add_lora, fingerprint, is_adapters, merge_adapter
+from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
-from mingpt_lightning.storage import KEY
+from mingpt_lightning.pretrained import from_pretrained
+from mingpt_lightning.storage import KEY, load_checkpoint
 from mingpt_lightning.structure import class_name, own_layers
 from mingpt_lightning.tokenizer import Tokenizer
 
@@ -42,6 +45,7 @@ def metadata(gpt: GPT, tokenizer: Tokenizer | None, config: dict[str, Any], coun
         "version": __version__,
         "gpt": gpt.config,
         "own_layers": own_layers(gpt),
+        **({} if (adapter := adapter_of(gpt)) is None else {"adapter": adapter}),
         "tokenizer": tokenizer and tokenizer.state(),
         "config": config,
         "data": None,
@@ -85,6 +89,11 @@ def restore_parts(content: dict[str, Any], make_gpt: Callable[..., GPT]) -> tupl
     ours, prefix = content[KEY], "gpt."
     try:
         weights = {name[4:]: value for name, value in content["state_dict"].items() if name.startswith(prefix)}
+        if "adapter" in ours:
+            gpt = with_adapter(ours["adapter"], ours["gpt"], weights, make_gpt)
+            check_model(gpt, ours)
+            tokenizer = Tokenizer.from_state(ours["tokenizer"]) if ours["tokenizer"] else None
+            return {"gpt": gpt, "tokenizer": tokenizer, "config": dict(ours["config"])}, int(ours["tokens_seen"])
         blocks = {name.split(".")[1] for name in weights if name.startswith("blocks.")}
         shape = tuple(weights["token_embedding.weight"].shape)
         sizes, config = ours["gpt"], dict(ours["config"])
@@ -101,6 +110,38 @@ def restore_parts(content: dict[str, Any], make_gpt: Callable[..., GPT]) -> tupl
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         what = "the weights do not fit the model in the checkpoint"
         raise CheckpointError(what, "checkpoint", "Use another file of the run.") from error
+
+
+def with_adapter(
+    adapter: dict[str, Any], sizes: dict[str, Any], weights: dict[str, torch.Tensor], make_gpt: Callable[..., GPT]
+) -> GPT:
+    """The GPT of a checkpoint that holds an adapter alone: its base, read from where it was, and the adapter.
+
+    Raises CheckpointError where the base isn't there any more, or has other weights.
+    """
+    base = adapter["base"]
+    where = base.get("name") or base.get("checkpoint")
+    fix = f"Bring {where} back, as it was when the adapter was trained."
+    try:
+        if base.get("checkpoint"):
+            gpt = restore_parts(load_checkpoint(Path(base["checkpoint"])), make_gpt)[0]["gpt"]
+            if gpt.block_size != sizes["block_size"]:
+                gpt.crop_block_size(sizes["block_size"])
+        else:
+            same = {name: sizes[name] for name in ("block_size", "dropout", "n_head", "activation")}
+            gpt = from_pretrained(where, base.get("revision"), **same)
+    except UserError as error:
+        what = f"the base of the checkpoint's adapter can't be read: {error.what}"
+        raise CheckpointError(what, "checkpoint", fix) from error
+    gpt = merge_adapter(gpt)
+    if fingerprint(gpt) != base["fingerprint"]:
+        what = f"the weights of {where} are not those that the checkpoint's adapter was trained on"
+        raise CheckpointError(what, "checkpoint", fix)
+    add_lora(gpt, **adapter["settings"], base=base)
+    missing, unknown = gpt.load_state_dict(weights, strict=False)
+    if unknown or any(map(is_adapters, missing)):
+        raise RuntimeError
+    return gpt
 
 
 def check_model(gpt: GPT, ours: dict[str, Any]) -> None:

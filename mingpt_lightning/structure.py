@@ -80,7 +80,14 @@ def own_layers(gpt: GPT) -> list[str]:
         return like is not None and of(module) == of(like)
 
     stock = dict(without_memory(gpt.config).named_modules())
-    own = {of(module) for name, module in gpt.named_modules() if not known(name, module)}
+    modules = [(name.replace(".base_layer", ""), module) for name, module in gpt.named_modules()]
+    peft = [name for name, module in modules if type(module).__module__.startswith("peft.")]  # an adapter isn't a layer
+    own = {
+        of(module)
+        for name, module in modules
+        if not known(name, module)
+        and not (type(module).__module__.startswith("peft.") or name.startswith(tuple(f"{p}.lora_" for p in peft)))
+    }
     return sorted(own, key=lambda layer: (layer.startswith(("mingpt_lightning.", "torch.")), layer))
 
 

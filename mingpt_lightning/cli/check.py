@@ -48,6 +48,7 @@ class Trial:
     """A run up to its first step, assembled as `fit` does, with a first batch to try things on.
 
     few: short parts of that batch. flops: per token (Chowdhery et al. 2022, "PaLM", appendix B). weights: bytes.
+    trained: the share of the weights that are, which an adapter makes small.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -67,6 +68,8 @@ class Trial:
         self.batch, self.few = (inputs, targets), (inputs[:4, :end][:, -32:], targets[:4, :end][:, -32:])
         self.flops = 6 * self.gpt.n_parameters + 12 * self.sizes["n_layer"] * self.sizes["n_embd"] * inputs.shape[1]
         self.weights = sum(weight.numel() * weight.element_size() for weight in self.gpt.parameters())
+        trained = sum(weight.numel() for weight in self.gpt.parameters() if weight.requires_grad)
+        self.trained = trained / self.gpt.n_parameters
         run_dir = OmegaConf.merge({"hydra": HydraConfig.get()}, OmegaConf.masked_copy(cfg, "run_dir")).run_dir
         self.place = next(folder for folder in Path(run_dir).absolute().parents if folder.is_dir())  # on its disk
 
@@ -101,7 +104,7 @@ class Trial:
 
 def disk(trial: Trial) -> Finding:
     """Whether the disk has space for Checkpoint's files: three with two moments each, two with weights only."""
-    need = 11 * trial.weights * bool(trial.cfg.callbacks.get("checkpoint"))
+    need = round(11 * trial.weights * trial.trained) * bool(trial.cfg.callbacks.get("checkpoint"))
     check_writable(trial.place, need, "run_dir")  # raises an error that says what is off
     return Finding(True, f"{decimal(need)} for checkpoints, {decimal(shutil.disk_usage(trial.place).free)} free")
 
@@ -112,7 +115,7 @@ def memory(trial: Trial) -> Finding:
     kept = 60 if trial.trainer.precision.startswith("32") else 40  # bytes; Korthikanti et al. 2022 count 68 and 34
     activations = tokens * kept * trial.sizes["n_layer"] * trial.sizes["n_embd"]
     activations += 20 * vocabulary * min(tokens, chunk_rows(trial.device, vocabulary))
-    need = 3 * trial.weights + activations
+    need = round(3 * trial.weights * trial.trained) + activations
     text = (
         f"about {decimal(need)} beside {decimal(trial.weights)} of weights, {decimal(activations)} of it activations; "
     )
@@ -183,7 +186,7 @@ def resume(trial: Trial) -> Finding:
         per_second = size / (time.perf_counter() - started)
         both = train(4, [Checkpoint(folder)], file)
     apart = ((both - whole).norm() / (whole - half).norm()).item()
-    size = round(size * trial.gpt.n_parameters / len(whole))
+    size = round(size * trial.trained * trial.gpt.n_parameters / len(whole))
     text = f"2 + 2 steps {f'differ by {apart:.1g} of their way from' if apart else 'equal'} 4 at once; "
     text += f"a save is {decimal(size)}, {span(size / per_second)} at {decimal(round(per_second))}/s"
     return Finding(

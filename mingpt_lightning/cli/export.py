@@ -10,6 +10,7 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from omegaconf import DictConfig
 
+from mingpt_lightning.adapter import save_adapter
 from mingpt_lightning.bpe import read_tokenizer
 from mingpt_lightning.checkpoint import is_own
 from mingpt_lightning.cli.restore import is_pretrained, named_checkpoint, read_named, read_pretrained, rebuild
@@ -58,6 +59,9 @@ def export(cfg: DictConfig, folder: Path, **facts: Any) -> str:
         gpt = gpt.to(DTYPES[cfg.dtype])
     if cfg.license is not None:
         facts["license"] = str(cfg.license)
+    if not cfg.get("merge", True):
+        save_adapter(gpt, folder)
+        return "an adapter in peft's format"
     gpt.save_pretrained(folder, tokenizer, **known | facts)
     lacks = tokenizer is None or tokenizer.hugging_face() is None
     why = "tokenizer= gives it one" if tokenizer is None else "transformers has none for this notation"

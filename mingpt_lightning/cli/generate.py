@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from mingpt_lightning.adapter import merge_adapter
 from mingpt_lightning.chat import ask, chat_template_of
 from mingpt_lightning.cli.build import device_for
 from mingpt_lightning.cli.converse import answer, complete_prompts, converse
@@ -67,7 +68,7 @@ def run_task(cfg: DictConfig, started: float) -> None:
     device = torch.device(device_for(cfg.trainer.accelerator))
     set_threads(device, sizes["n_embd"])
     keep_memory()
-    optimize_for_inference(system.to(device).gpt, cfg.dtype)
+    optimize_for_inference(merge_adapter(system.to(device).gpt), cfg.dtype)
     if cfg.dtype == "auto" and (figures := layout_rates(device, sizes["n_embd"])):
         others = ", ".join(f"{name} {rate / figures['float32']:.2g}" for name, rate in [*figures.items()][1:])
         console.print(f"probe       speed of float32 1, {others}: weights in {fastest(figures)}")

@@ -16,7 +16,17 @@ from mingpt_lightning.restore import class_name
 from mingpt_lightning.storage import find_corruption
 
 INVALIDATING = (
-    *("model", "system", "datamodule", "optimizer", "scheduler", "seed", "optimized_metric", "choices.datamodule"),
+    *(
+        "model",
+        "adapter",
+        "system",
+        "datamodule",
+        "optimizer",
+        "scheduler",
+        "seed",
+        "optimized_metric",
+        "choices.datamodule",
+    ),
 )
 """Settings whose change invalidates a resume: the result would be neither the old run's nor the new one's."""
 

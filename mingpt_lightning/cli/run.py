@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
 from mingpt_lightning.cli.own_settings import folders_of
 from mingpt_lightning.cli.restore import build_datamodule, check_classes, is_pretrained, read_named, rebuild
-from mingpt_lightning.cli.start import meaning, read_start, start_data, start_model, start_system
+from mingpt_lightning.cli.start import meaning, read_start, start_adapter, start_data, start_model, start_system
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.language_model import LanguageModel
@@ -59,7 +59,7 @@ def assemble(
     pl.seed_everything(cfg.seed, verbose=False)
     start = read_start(cfg, resumed)
     datamodule = start_data(cfg, start)
-    gpt = start_model(cfg, datamodule, start)
+    gpt = start_adapter(cfg, start_model(cfg, datamodule, start), start)
     optimizer, scheduler = build(cfg.optimizer, "optimizer"), build(cfg.scheduler, "scheduler")
     system = build_system(cfg, gpt, optimizer, scheduler, datamodule.tokenizer)
     if start is not None:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from mingpt_lightning.adapter import adapter_of, merge_adapter
 from mingpt_lightning.bpe import read_tokenizer
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.cli.build import build
@@ -104,6 +105,9 @@ def check_vocabulary(cfg: DictConfig, gpt: GPT, datamodule: SequenceDataModule) 
     if has > needs or cfg.task in ("validate", "test"):
         fix = f"Give the data the tokenizer of the model: datamodule=text datamodule.tokenizer={cfg.model.name}"
         raise UserError(what, "datamodule", fix)
+    if "_target_" in cfg.adapter:
+        fix = f"Give the data the tokenizer of the model: datamodule.tokenizer={cfg.model.name}"
+        raise UserError(f"{what}, and an adapter learns no new ones", "datamodule", fix)
     gpt.grow_vocabulary(needs)
     console.print(f"note: {what}; the model learns the others", markup=False)
 
@@ -127,6 +131,34 @@ def loaded_model(model: DictConfig, file: Path, content: dict[str, Any]) -> GPT:
         except UserError as error:
             raise locate(error, model, "model") from error
     return gpt
+
+
+def start_adapter(cfg: DictConfig, gpt: GPT, start: Start | None) -> GPT:
+    """The GPT with the config's adapter; one that a checkpoint has and the config hasn't is merged.
+
+    Raises UserError where there is nothing to adapt, CheckpointError where the checkpoint has another adapter.
+    """
+    node, known = cfg.adapter, adapter_of(gpt)
+    if "_target_" not in node:
+        return merge_adapter(gpt)
+    if known is not None:
+        settings = known["settings"].items()
+        lines = [f"{n}: {v} in the checkpoint, {node[n]} now" for n, v in settings if n in node and v != node[n]]
+        if lines:
+            fix = "Leave out what differs, or merge it first: task=export checkpoint=RUN output=FOLDER."
+            raise CheckpointError(f"the checkpoint has another adapter: {'; '.join(lines)}", "adapter", fix)
+        return gpt
+    base: dict[str, Any] = {}
+    if start is not None:
+        base["checkpoint"] = str(start.file.absolute())
+    elif is_pretrained(cfg.model):
+        there = Path(cfg.model.name).expanduser()
+        base = {"name": str(there.absolute()) if there.exists() else cfg.model.name, "revision": cfg.model.revision}
+    else:
+        fix = "Choose a pretrained model, such as model=gpt2-pretrained, or give checkpoint=RUN."
+        raise UserError("an adapter needs weights that it adapts", "adapter", fix)
+    adapted: GPT = build(node, "adapter", gpt=gpt, base=base)
+    return adapted
 
 
 def start_system(system: LanguageModel, start: Start) -> None:

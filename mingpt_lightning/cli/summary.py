@@ -11,6 +11,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from rich.filesize import decimal
 
+from mingpt_lightning.adapter import adapter_of
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.run import Run
 from mingpt_lightning.console import console
@@ -44,6 +45,9 @@ def describe(run: Run, compiled: bool) -> None:
     config = gpt.config
     shape = " ".join(f"{name}={config[name]}" for name in ("n_layer", "n_head", "n_embd"))
     console.print(f"model       GPT of {gpt.n_parameters:,} parameters, {shape}")
+    if adapter_of(gpt) is not None:
+        trained = sum(weight.numel() for weight in gpt.parameters() if weight.requires_grad)
+        console.print(f"adapter     {trained:,} of these parameters are trained")
     sequences = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     optimizer = run.system.make_optimizer()
     rates = " and ".join(dict.fromkeys(f"{group['lr']:.3g}" for group in optimizer.param_groups))

@@ -24,7 +24,7 @@ PLAIN = """{% for message in messages %}{{ message['content'] }}\
 {% if message['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}{% endfor %}"""
 """The chat template of a tokenizer without one: a question, a line break, the answer, the end of the text."""
 
-MULTIPLE = 64
+MULTIPLE = 32
 """A batch has a multiple of so many tokens, or `block_size`, so that there are few shapes to compile."""
 
 

@@ -26,6 +26,7 @@ ROOMS = {
         "card",
         "openai_gpt",
         "llama",
+        "adapter",
         "pretrained",
         "completion",
     ),
