@@ -10,6 +10,7 @@ DIRECTIONS: dict[str, Direction] = {
     "exact_match": "max",
     "bits_per_character": "min",
     "bits_per_byte": "min",
+    "bits_per_dimension": "min",
 }
 """The metrics of this library; a system that logs one of its own adds it here."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
 
-SHIPPED = ("adder", "sort")
+SHIPPED = ("adder", "sort", "pixels")
 """The projects of this repository that have a tokenizer of their own, of the same name."""
 
 
@@ -31,8 +31,9 @@ class Tokenizer(ABC):
     name: identifies the class in a checkpoint; every subclass has its own.
     answer_length: for a task with one right answer, the number of tokens in it; None for open-ended text.
     start_token: what an empty prompt starts from; None if there is no such token. stop_tokens: those that end a text.
-    unit: "character" or "byte", where the loss can be given in bits per unit of text. byte_lengths: how many bytes of
-    text each token stands for, (vocab_size,) int64; None where a token is one unit.
+    unit: "character", "byte" or "dimension", where the loss can be given in bits per unit. byte_lengths: how many
+    units each token stands for, such as the bytes of its text, (vocab_size,) int64; None where a token is one unit.
+    picture: height and width, where a sequence is the pixels of a picture, from its top; see `write_pictures`.
     """
 
     name: ClassVar[str]
@@ -41,6 +42,7 @@ class Tokenizer(ABC):
     stop_tokens: tuple[int, ...] = ()
     unit: str | None = None
     byte_lengths: np.ndarray | None = None
+    picture: tuple[int, int] | None = None
 
     registry: ClassVar[dict[str, type["Tokenizer"]]] = {}
 
@@ -78,6 +80,10 @@ class Tokenizer(ABC):
     def stream(self, tokens: Iterable[int]) -> Iterator[str]:
         """Decode tokens as they arrive, in pieces of whole characters; joined, they equal `decode` of them all."""
         yield self.decode(list(tokens))
+
+    def write_pictures(self, file: Path, rows: Sequence[Sequence[Sequence[int]]]) -> None:
+        """Write rows of pictures, each the tokens of its pixels, of which the last ones may be missing, as a PNG."""
+        raise UserError(f"tokenizer '{self.name}' is for text", "tokenizer", "There is nothing to draw.")
 
     def hugging_face(self) -> "Backend | None":
         """The same tokenizer for the `tokenizers` library and transformers; None for a task's own notation."""

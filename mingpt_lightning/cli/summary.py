@@ -119,7 +119,7 @@ def report(run: Run, result: Result) -> None:
     for part in ("val", "test"):
         if f"{part}/loss" in metrics:
             more = [f"perplexity {metrics[f'{part}/perplexity']:,.3f}"] if f"{part}/perplexity" in metrics else []
-            for unit in ("character", "byte"):
+            for unit in ("character", "byte", "dimension"):
                 if (bits := metrics.get(f"{part}/bits_per_{unit}")) is not None:
                     more.append(f"{bits:.4f} bits per {unit}")
             console.print(f"{part}/loss  {metrics[f'{part}/loss']:.4f}" + (f"  ({', '.join(more)})" if more else ""))
