@@ -81,8 +81,13 @@ class Tokenizer(ABC):
         """Decode tokens as they arrive, in pieces of whole characters; joined, they equal `decode` of them all."""
         yield self.decode(list(tokens))
 
-    def write_pictures(self, file: Path, rows: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Write rows of pictures, each the tokens of its pixels, of which the last ones may be missing, as a PNG."""
+    def write_pictures(
+        self, file: Path, rows: Sequence[Sequence[Sequence[int]]], prompts: Sequence[str] | None = None
+    ) -> None:
+        """Write rows of pictures as a PNG, each row after the picture that its prompt names.
+
+        A picture is the tokens of its pixels, of which the last ones may be missing.
+        """
         raise UserError(f"tokenizer '{self.name}' is for text", "tokenizer", "There is nothing to draw.")
 
     def hugging_face(self) -> "Backend | None":

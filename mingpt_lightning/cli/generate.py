@@ -16,6 +16,7 @@ from mingpt_lightning.adapter import merge_adapter
 from mingpt_lightning.chat import ask, chat_template_of
 from mingpt_lightning.cli.build import device_for
 from mingpt_lightning.cli.converse import answer, complete_prompts, converse
+from mingpt_lightning.cli.pictures import draw
 from mingpt_lightning.cli.restore import read_system
 from mingpt_lightning.completion import Prompt, check_stop, complete, prompt_tokens
 from mingpt_lightning.console import console
@@ -72,6 +73,9 @@ def run_task(cfg: DictConfig, started: float) -> None:
     if cfg.dtype == "auto" and (figures := layout_rates(device, sizes["n_embd"])):
         others = ", ".join(f"{name} {rate / figures['float32']:.2g}" for name, rate in [*figures.items()][1:])
         console.print(f"probe       speed of float32 1, {others}: weights in {fastest(figures)}")
+    if system.tokenizer.picture is not None:
+        draw(cfg, system, prompts or [""], sampling)
+        return
     options = {"stop": stop, "stop_tokens": stop_tokens, **sampling}
 
     if prompts is None and (chats or (cfg.chat is None and chat_template_of(system.tokenizer) is not None)):

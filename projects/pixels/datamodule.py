@@ -21,6 +21,7 @@ SPLIT_KEY = 1337  # of the permutation that splits the pictures; never changes
 COLOURS, GREYS = 512, 16  # of a palette, by default: ImageGPT's, and as many as are in the digits but one
 SAMPLE = 2**16  # pixels that k-means sees
 AT_ONCE = 2**14  # pixels whose distances to all colours are in memory at once
+MISSING = 128.0  # the grey of pixels that are not there
 SHADES = " .:-=+*#%@"  # from dark to bright
 
 
@@ -81,14 +82,18 @@ class PixelTokenizer(Tokenizer):
         return "".join(f"{row}\n" if len(row) == width else row for row in rows)
 
     def paint(self, tokens: Sequence[int]) -> np.ndarray:
-        """The picture of some tokens, (H, W, channels) uint8; what is missing at the end is white."""
+        """The picture of some tokens, (H, W, channels) uint8; what is missing at the end is grey."""
         height, width = self.picture
-        canvas = np.full((height * width, self.channels), 255.0)
+        canvas = np.full((height * width, self.channels), MISSING)
         canvas[: len(tokens)] = self.palette[np.array(tokens, int)]
         return canvas.round().clip(0, 255).astype(np.uint8).reshape(height, width, self.channels)
 
-    def write_pictures(self, file: Path, rows: Sequence[Sequence[Sequence[int]]]) -> None:
-        write_grid(file, [[self.paint(tokens) for tokens in row] for row in rows])
+    def write_pictures(
+        self, file: Path, rows: Sequence[Sequence[Sequence[int]]], prompts: Sequence[str] | None = None
+    ) -> None:
+        named = [[self.read(prompt)] if prompt else [] for prompt in prompts or [""] * len(rows)]
+        whole = [[*first, *row] for first, row in zip(named, rows, strict=True)]
+        write_grid(file, [[self.paint(tokens) for tokens in row] for row in whole])
 
 
 def fit_palette(pixels: np.ndarray, n_clusters: int) -> list[list[float]]:

@@ -88,7 +88,7 @@ def scaled(picture: Any, size: Sequence[int] | None) -> np.ndarray:
     """A picture of Pillow's, cut in the middle and scaled, as (H, W, channels)."""
     if size is not None and picture.size != (size[1], size[0]):
         picture = package("PIL.ImageOps").fit(picture, (size[1], size[0]), package("PIL.Image").Resampling.BILINEAR)
-    pixels = np.asarray(picture)
+    pixels = np.array(picture)  # a copy, which may be written
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
@@ -118,7 +118,7 @@ def read_folder(folder: str | Path, size: Sequence[int], grey: bool | None) -> P
         console.print(f"note: {len(files) - len(names)} files are no pictures by their names: {first}", markup=False)
     pictures = [read_picture(path, size, grey) for path in names]
     if grey is None and len({picture.shape[-1] for picture in pictures}) == 2:
-        pictures = [np.broadcast_to(picture, (*picture.shape[:2], 3)) for picture in pictures]
+        pictures = [picture.repeat(3 // picture.shape[-1], axis=-1) for picture in pictures]
     classes = [str(path.parent.relative_to(root)) for path in names]
     kinds = sorted(set(classes))
     labels = np.array([kinds.index(name) for name in classes]) if len(kinds) > 1 else None

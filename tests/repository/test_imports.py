@@ -44,7 +44,17 @@ ROOMS = {
         *("cli.sweep", "cli.__init__", "cli.signatures", "cli.trust", "cli.config", "cli.overrides"),
         *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
         *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
-        *("cli.export", "cli.push", "cli.converse", "cli.generate", "cli.check", "cli.help", "cli.main", "__main__"),
+        *(
+            "cli.export",
+            "cli.push",
+            "cli.converse",
+            "cli.pictures",
+            "cli.generate",
+            "cli.check",
+            "cli.help",
+            "cli.main",
+            "__main__",
+        ),
     ),
 }
 MODULES = [module for modules in ROOMS.values() for module in modules]
