@@ -108,3 +108,15 @@ def check_gpt_sizes(
     rates = [*dropout] if isinstance(dropout, Sequence) else [dropout] * 3
     if len(rates) != 3 or not all(0 <= rate < 1 for rate in rates):
         raise UserError(f"dropout={dropout} is not in [0, 1)", "dropout", "Use 0.0 to switch it off.")
+
+
+def check_output(vocab_size: int, n_output: int | None, tie_embeddings: bool) -> None:
+    """Raise UserError for a head of `n_output` tokens that no model of this vocabulary can have."""
+    if n_output is None:
+        return
+    require_positive(n_output=n_output)
+    if n_output > vocab_size:
+        raise UserError(f"n_output={n_output} is more than vocab_size={vocab_size}", "n_output", "Use less.")
+    if tie_embeddings:
+        what = f"n_output={n_output} needs a head of its own, and it is the token embedding"
+        raise UserError(what, "n_output", "Set tie_embeddings to false.")

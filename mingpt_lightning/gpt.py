@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mingpt_lightning.cache import KVCache
-from mingpt_lightning.errors import UserError, check_gpt_sizes, require_number, require_positive
+from mingpt_lightning.errors import UserError, check_gpt_sizes, check_output, require_number, require_positive
 from mingpt_lightning.layers import (
     ACTIVATIONS,
     NORMS,
@@ -145,7 +145,8 @@ class GPT(nn.Module):
     bias: of all linear layers and LayerNorms; "qkv": of queries, keys and values only. position: a learned embedding,
     or rotary, with rope_theta and rope_scaling as for `RotaryPositions`. qk_norm: RMSNorm of queries and keys, with one
     gain, or "separate" ones. init: "zero_residual" starts every residual branch at zero. tie_embeddings: the output
-    matrix is the token embedding. logit_softcap: bounds the logits to plus and minus it.
+    matrix is the token embedding. n_output: how many tokens can be predicted, the first ones; all by default, and less
+    only with a matrix of its own. logit_softcap: bounds the logits to plus and minus it.
 
     Raises UserError (a ValueError) when a size is not positive or does not divide what it must, dropout is not in
     [0, 1), or a name is not known.
@@ -179,12 +180,14 @@ class GPT(nn.Module):
         qk_norm: bool | Literal["separate"] = False,
         init: Literal["gpt2", "zero_residual"] = "gpt2",
         tie_embeddings: bool = True,
+        n_output: int | None = None,
         logit_softcap: float | None = None,
     ):
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         check_gpt_sizes(n_layer, n_head, n_embd, dropout, n_kv_head, head_dim)
         require_positive(vocab_size=vocab_size, block_size=block_size, n_inner=n_inner or 4 * n_embd)
+        check_output(vocab_size, n_output, tie_embeddings)
         cap = 1.0 if logit_softcap is None else logit_softcap
         require_number(norm_eps=norm_eps, rope_theta=rope_theta, logit_softcap=cap)
         self.config: dict[str, Any] = arguments  # the constructor arguments, as plain data
@@ -210,7 +213,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(embd) if embd else nn.Identity()
         self.blocks = nn.ModuleList(make_block() for _ in range(n_layer))
         self.norm = make_norm() if norm_order == "pre" else Identity()
-        self.head = nn.Linear(n_embd, vocab_size, bias=False)
+        self.head = nn.Linear(n_embd, n_output or vocab_size, bias=False)
         if tie_embeddings:
             self.head.weight = self.token_embedding.weight
         self.softcap = Identity() if logit_softcap is None else Softcap(logit_softcap)
@@ -318,9 +321,9 @@ class GPT(nn.Module):
     def grow_vocabulary(self, vocab_size: int) -> None:
         """Add tokens up to `vocab_size`; the embedding of each is the mean of the existing ones.
 
-        So a new token is as likely as an average one, and no old one much less likely than before. Raises UserError
-        when there are more already. Source: Hewitt 2021, "Initializing New Word Embeddings for Pretrained Language
-        Models".
+        So a new token is as likely as an average one, and no old one much less likely than before; a head of `n_output`
+        tokens stays. Raises UserError when there are more already. Source: Hewitt 2021, "Initializing New Word
+        Embeddings for Pretrained Language Models".
         """
         old = self.token_embedding.weight.detach()
         if vocab_size < len(old):
@@ -332,7 +335,8 @@ class GPT(nn.Module):
 
         head = self.head.weight.detach()
         self.token_embedding = nn.Embedding.from_pretrained(grown(old), freeze=False)
-        self.head = nn.Linear(old.shape[1], vocab_size, bias=False, device="meta")
-        tied = self.config["tie_embeddings"]
-        self.head.weight = self.token_embedding.weight if tied else nn.Parameter(grown(head))
         self.config["vocab_size"] = vocab_size
+        if self.config["n_output"] is None:
+            self.head = nn.Linear(old.shape[1], vocab_size, bias=False, device="meta")
+            tied = self.config["tie_embeddings"]
+            self.head.weight = self.token_embedding.weight if tied else nn.Parameter(grown(head))

@@ -219,6 +219,7 @@ def under_gpt2_names(tensors: Iterable[tuple[str, Tensor]], name: str) -> Iterat
 def architecture_of(ours: dict[str, Any]) -> str | None:
     """Which of these architectures computes what a GPT of these constructor arguments does; None if none does."""
     like = {"mlp": "gated", "norm": "rmsnorm", "norm_order": "pre", "position": "rotary", "logit_softcap": None}
+    like["n_output"] = None
     if any(ours[name] != value for name, value in like.items()) or ours["activation"] not in ACTIVATIONS.values():
         return None
     own = {name: ours[name] for name in ("bias", "qk_norm")}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mingpt_lightning import llama, openai_gpt
+from mingpt_lightning import imagegpt, llama, openai_gpt
 from mingpt_lightning.adapter import adapter_of, merge_adapter
 from mingpt_lightning.card import Facts, model_card
 from mingpt_lightning.errors import CheckpointError, UserError, check_gpt_sizes
@@ -73,8 +73,11 @@ GPT2 = {  # the one value of ours that theirs computes
     "head_dim": None,
     "position": "learned",
     "qk_norm": False,
+    "n_output": None,
     "logit_softcap": None,
 }
+CONV1D = {"gpt2": "GPT2LMHeadModel", "imagegpt": "ImageGPTForCausalImageModeling"}
+"""What is written with GPT-2's names of settings and weights, in transformers' Conv1D, and the class that reads it."""
 Tensors = Iterable[tuple[str, torch.Tensor]]
 """Weights by their stored names."""
 
@@ -92,7 +95,7 @@ def from_pretrained(
     activation: str | None = None,
     dtype: torch.dtype | None = torch.float32,
 ) -> GPT:
-    """A GPT with the weights of a GPT-2, a GPT-1 or a relative of Llama's (see `llama`), in evaluation mode.
+    """A GPT with the weights of a GPT-2, GPT-1, ImageGPT or a relative of Llama's (see `llama`), in evaluation mode.
 
     name: a folder in Hugging Face's layout, a hub id, a GGUF file, or a file of weights alone, such as a checkpoint of
     nanoGPT or minGPT; see `read_foreign`. revision: a branch, tag or commit on the hub.
@@ -223,8 +226,15 @@ def openai_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any]
     return arguments | {"norm_order": "post"}, factors
 
 
+def image_arguments(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], list[float]]:
+    """The same for an ImageGPT."""
+    arguments, factors = gpt_arguments(imagegpt.as_gpt2(config, path), path)
+    return arguments | imagegpt.OURS | {"n_output": arguments["vocab_size"] - 1}, factors
+
+
 KINDS = {
     "gpt2": Kind(gpt_arguments),
+    "imagegpt": Kind(image_arguments),
     "openai-gpt": Kind(openai_arguments, openai_gpt.under_gpt2_names),
     **dict.fromkeys(llama.ARCHITECTURES, Kind(llama.llama_arguments, llama.under_gpt2_names, linear=True)),
 }
@@ -237,15 +247,15 @@ def hf_weights(gpt: GPT, kind: str) -> dict[str, torch.Tensor]:
     Raises UserError for one that is not finite, which nobody could load.
     """
     ours = dict(gpt.named_parameters())
-    likes = without_memory(gpt.config | ({"bias": True} if kind == "gpt2" else {})).named_parameters()
+    likes = without_memory(gpt.config | ({"bias": True} if kind in CONV1D else {})).named_parameters()
     dtype, named = gpt.head.weight.dtype, {}
     for name, like in likes:
         weight = ours[name].detach() if name in ours else torch.zeros(like.shape, dtype=dtype)
         if not all(map(math.isfinite, weight.aminmax())):
             fix = "float16 ends at 65,504: choose float32 or bfloat16." if dtype == torch.float16 else "Train it anew."
             raise UserError(f"{name} holds NaN or infinity in {str(dtype).removeprefix('torch.')}", "dtype", fix)
-        named[to_hf_name(name)] = transpose_conv1d(name, weight) if kind == "gpt2" else weight
-    if kind != "gpt2":
+        named[to_hf_name(name)] = transpose_conv1d(name, weight) if kind in CONV1D else weight
+    if kind not in CONV1D:
         return {name: weight.contiguous() for name, weight in llama.under_llama_names(named.items(), gpt.config)}
     prefixes = {name: "" if name.startswith("lm_head") else "transformer." for name in named}
     return {prefixes[name] + name: weight.contiguous() for name, weight in named.items()}
@@ -282,13 +292,14 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
     folder, ours = Path(folder), gpt.config
     if adapter_of(gpt) is not None:
         gpt = merge_adapter(copy.deepcopy(gpt))
-    kind = llama.architecture_of(ours) or "gpt2"
-    for name, value in GPT2.items() if kind == "gpt2" else ():
+    kind = llama.architecture_of(ours) or ("imagegpt" if imagegpt.is_imagegpt(ours) else "gpt2")
+    own = imagegpt.OURS | {"n_output": ours["n_output"]} if kind == "imagegpt" else {}
+    for name, value in (GPT2 | own).items() if kind in CONV1D else ():
         if ours[name] != value:
-            fix = "Only models with the layers of GPT-2, Llama, Qwen2 or Qwen3 can be exported."
+            fix = "Only models with the layers of GPT-2, ImageGPT, Llama, Qwen2 or Qwen3 can be exported."
             raise UserError(f"transformers' GPT-2 has no {name}={ours[name]}", name, fix)
     check_exportable(gpt)
-    sizes = gpt2_config(ours) if kind == "gpt2" else llama.llama_config(kind, ours)
+    sizes = gpt2_config(kind, ours) if kind in CONV1D else llama.llama_config(kind, ours)
     weights = hf_weights(gpt, kind)
     backend = tokenizer.hugging_face() if tokenizer else None
     special: dict[str, Any] = getattr(tokenizer, "special_tokens", {})
@@ -305,17 +316,20 @@ def save_pretrained(gpt: GPT, folder: str | Path, tokenizer: "Tokenizer | None" 
         if template := getattr(tokenizer, "chat_template", None):
             options["chat_template"] = template
         write_file(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **options})
+    if kind == "imagegpt" and tokenizer is not None and tokenizer.picture is not None:
+        imagegpt.write_palette(folder, tokenizer.arguments["palette"], tokenizer.picture)
     write_file(folder / "model.safetensors", weights)
     dtype = str(gpt.head.weight.dtype).removeprefix("torch.")
     write_file(folder / "config.json", {**sizes, **ends, "dtype": dtype})
 
 
-def gpt2_config(ours: dict[str, Any]) -> dict[str, Any]:
-    """The config.json of a GPT-2 of these constructor arguments."""
+def gpt2_config(kind: str, ours: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a GPT-2 or ImageGPT of these constructor arguments."""
     dropout = ours["dropout"] if isinstance(ours["dropout"], Sequence) else [ours["dropout"]] * 3
     return {
-        "architectures": ["GPT2LMHeadModel"],
+        "architectures": [CONV1D[kind]],
         **{key: value for key, value in (ONLY | SWITCHES).items() if value is not None},
+        "model_type": kind,
         "tie_word_embeddings": ours["tie_embeddings"],
         **{key: ours[name] for name, (key, _, _) in SIZES.items()},
         "n_ctx": ours["block_size"],  # transformers has forgotten it, llama.cpp's converter asks for it

@@ -16,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from mingpt_lightning import imagegpt
 from mingpt_lightning.bpe import read_tokenizer
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.cli.build import build, leads_to, target_of
@@ -177,6 +178,8 @@ def read_pretrained(
     """
     gpt: GPT = build(cfg.model, "model", **arguments)
     if tokenizer is None and (is_gguf(cfg.model.name) or not Path(cfg.model.name).expanduser().is_file()):
+        if imagegpt.is_imagegpt(gpt.config):
+            return gpt, imagegpt.read_tokenizer(cfg.model.name, cfg.model.revision, gpt.block_size)
         tokenizer = read_tokenizer(cfg.model.name, cfg.model.revision)
     return gpt, tokenizer
 

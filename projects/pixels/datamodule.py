@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mingpt_lightning.datamodule import Batch, SequenceDataModule, Split, check_split
 from mingpt_lightning.errors import UserError, require_positive
+from mingpt_lightning.imagegpt import read_palette
 from mingpt_lightning.tokenizer import Tokenizer
 from projects.pixels.pictures import package, read_folder, read_picture, read_source, resize, write_grid
 
@@ -140,8 +141,9 @@ class PixelDataModule(SequenceDataModule):
     images: "digits" of scikit-learn, or "mnist", 5,000 of its digits; path: a folder of pictures instead.
     size: height and width, one number for both; None takes that of the images, and 32 for a folder. grey: whether they
     are made grey; None: if all are. n_clusters: colours in the palette, at most; None: 512, or 16 greys. palette: its
-    colours; None: k-means over the training pictures. shift: training sees each picture also moved by up to so many
-    pixels. split: the fractions for training, validation and test.
+    colours, or a folder or hub id of an ImageGPT, whose colours they are; None: k-means over the training pictures.
+    shift: training sees each picture also moved by up to so many pixels. split: the fractions for training, validation
+    and test.
 
     Raises UserError for pictures that are missing, unreadable or too few, and where an extra isn't installed.
     """
@@ -154,7 +156,7 @@ class PixelDataModule(SequenceDataModule):
         size: int | Sequence[int] | None = None,
         grey: bool | None = None,
         n_clusters: int | None = None,
-        palette: Sequence[Sequence[float]] | None = None,
+        palette: Sequence[Sequence[float]] | str | None = None,
         shift: int = 0,
         split: Sequence[float] = (0.8, 0.1, 0.1),
         batch_size: int = 64,
@@ -165,7 +167,11 @@ class PixelDataModule(SequenceDataModule):
         require_positive(shift=shift + 1)
         if n_clusters is not None:
             require_positive(n_clusters=n_clusters)
-        if palette is not None and grey is None:
+        if isinstance(palette, str):
+            palette = read_palette(palette, where="palette")
+        if palette is not None:
+            if grey not in (None, len(palette[0]) == 1):
+                raise UserError(f"grey={grey} with a palette of another kind", "grey", "Leave it out.")
             grey = len(palette[0]) == 1
         pixels, self.labels = self.read(images, path, size, grey)
         self.parts = parts(len(pixels), split)

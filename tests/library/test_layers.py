@@ -28,6 +28,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "bias=qkv": {"bias": "qkv"},
     "qk_norm=separate": {"qk_norm": "separate", "n_kv_head": 1},
     "rope_scaling": {"position": "rotary", "rope_theta": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+    "n_output=9": {"n_output": 9, "tie_embeddings": False},
     "llama": LLAMA,
     "qwen3": {**LLAMA, "head_dim": 12, "qk_norm": "separate", "tie_embeddings": False},
     "all": {**MODERN, "norm": "rmsnorm", "activation": "relu_squared", "logit_softcap": 15.0},
@@ -96,7 +97,7 @@ def test_every_weight_learns(choice: str) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(torch.tensor(float(V)).log().item(), abs=0.1)
+    assert losses[0] == pytest.approx(torch.tensor(float(gpt.head.out_features)).log().item(), abs=0.1)
     assert losses[-1] < 0.5
     assert [name for name, weight in gpt.named_parameters() if torch.equal(weight, before[name])] == []
 

@@ -25,6 +25,7 @@ ROOMS = {
         "foreign",
         "card",
         "openai_gpt",
+        "imagegpt",
         "llama",
         "adapter",
         "pretrained",
