@@ -1,7 +1,6 @@
 """GGUF files: equal to the models that were converted, or refused by name."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,69 +14,14 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from mingpt_lightning import GPT
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gguf_file import open_gguf
-from tests.library.test_llama import LLAMA3, SIZES, make
+from tests.gguf_files import WIDE, Change, finish, is_conv1d, write_model
+from tests.llama_models import LLAMA3, SIZES, make
 
 V, T = SIZES["vocab_size"], SIZES["max_position_embeddings"]
 OTHERS = {
     "llama": {"num_key_value_heads": 4, "tie_word_embeddings": True},
     "llama 3": {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 8192}},
 }
-WIDE = {"hidden_size": 64, "intermediate_size": 96}  # blocks of a quantised weight have 32 numbers
-
-Change = Callable[[gguf.GGUFWriter], None]
-
-
-def write(path: Path, theirs: PreTrainedModel, kind: str = "F32", change: Change | None = None) -> Path:
-    """A model of transformers as llama.cpp's converter writes it; `change` adds to its settings."""
-    config = theirs.config
-    arch = config.model_type
-    writer = gguf.GGUFWriter(path, arch)
-    writer.add_context_length(T)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_head_count(config.num_attention_heads)
-    if arch == "gpt2":
-        writer.add_feed_forward_length(4 * config.hidden_size)
-        writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    else:
-        writer.add_feed_forward_length(config.intermediate_size)
-        writer.add_head_count_kv(config.num_key_value_heads)
-        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-        if arch == "qwen3":
-            writer.add_key_length(config.head_dim)
-            writer.add_value_length(config.head_dim)
-    if change:
-        change(writer)
-    names = gguf.get_tensor_name_map(getattr(gguf.MODEL_ARCH, arch.upper()), config.num_hidden_layers)
-    dtype = gguf.GGMLQuantizationType[kind]
-    for name, weight in theirs.state_dict().items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
-            continue
-        value = weight.float()
-        value = value.T.contiguous() if is_conv1d(name) else value
-        if arch == "llama" and ("q_proj" in name or "k_proj" in name):
-            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
-            value = value.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)  # neighbours are rotated
-        array, own = value.numpy(), names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if value.dim() == 2 and kind != "F32":
-            writer.add_tensor(own, gguf.quants.quantize(array, dtype), raw_dtype=dtype)
-        else:
-            writer.add_tensor(own, array)
-    finish(writer)
-    return path
-
-
-def is_conv1d(name: str) -> bool:
-    return name.endswith(("c_attn.weight", "c_fc.weight", "c_proj.weight"))
-
-
-def finish(writer: gguf.GGUFWriter) -> None:
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 def wide(name: str) -> PreTrainedModel:
@@ -102,7 +46,7 @@ TOKENS = torch.arange(3 * T).remainder(V).view(3, T).flip(0)
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "gpt2"])
 def test_it_computes_with_the_weights_that_quantisation_leaves(name: str, kind: str, tmp_path: Path) -> None:
     theirs, dtype = wide(name), gguf.GGMLQuantizationType[kind]
-    ours = GPT.from_pretrained(write(tmp_path / "model.gguf", theirs, kind))
+    ours = GPT.from_pretrained(write_model(tmp_path / "model.gguf", theirs, kind))
     with torch.no_grad():
         for place, weight in theirs.named_parameters():
             if weight.dim() == 2:
@@ -133,7 +77,7 @@ def linear(writer: gguf.GGUFWriter) -> None:
 )
 def test_it_computes_what_the_model_did_that_was_converted(name: str, change: Change | None, tmp_path: Path) -> None:
     theirs = wide(name)
-    ours = GPT.from_pretrained(write(tmp_path / "model.gguf", theirs, "F32", change))
+    ours = GPT.from_pretrained(write_model(tmp_path / "model.gguf", theirs, "F32", change))
     torch.testing.assert_close(ours(TOKENS), logits_of(theirs, TOKENS), atol=5e-5, rtol=1e-3)
     assert ours.config["norm_eps"] == theirs.config.rms_norm_eps  # and not 9.99e-07
     ours.save_pretrained(tmp_path / "folder")
@@ -143,7 +87,7 @@ def test_it_computes_what_the_model_did_that_was_converted(name: str, change: Ch
 
 def test_half_weights_stay_so_where_asked(tmp_path: Path) -> None:
     for kind, dtype in (("F16", torch.float16), ("BF16", torch.bfloat16)):
-        tensors = dict(open_gguf(write(tmp_path / f"{kind}.gguf", wide("llama"), kind)).tensors())
+        tensors = dict(open_gguf(write_model(tmp_path / f"{kind}.gguf", wide("llama"), kind)).tensors())
         assert tensors["model.layers.1.mlp.down_proj.weight"].dtype == dtype
 
 
@@ -170,7 +114,7 @@ def refusal(file: Path) -> str:
     ],
 )
 def test_what_a_gpt_cannot_compute_is_refused_by_name(change: Change, words: str, tmp_path: Path) -> None:
-    assert words in refusal(write(tmp_path / "model.gguf", wide("llama"), "F32", change))
+    assert words in refusal(write_model(tmp_path / "model.gguf", wide("llama"), "F32", change))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -188,20 +132,20 @@ def test_a_quantisation_that_gguf_cannot_undo_is_refused(tmp_path: Path) -> None
     theirs = wide("llama")
     state = {name: value for name, value in theirs.state_dict().items() if "layers.0.mlp.up_proj" not in name}
     theirs.state_dict = lambda: state  # type: ignore[method-assign]
-    words = refusal(write(tmp_path / "model.gguf", theirs, "F32", change))
+    words = refusal(write_model(tmp_path / "model.gguf", theirs, "F32", change))
     assert "blk.0.ffn_up.weight as I8" in words
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.99])
 def test_a_file_that_is_cut_off_is_refused(keep: float, tmp_path: Path) -> None:
-    file = write(tmp_path / "model.gguf", wide("llama"))
+    file = write_model(tmp_path / "model.gguf", wide("llama"))
     content = file.read_bytes()
     file.write_bytes(content[: int(keep * len(content))])
     assert "damaged, or not all of the file" in refusal(file)
 
 
 def test_without_the_package_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = write(tmp_path / "model.gguf", wide("llama"))
+    file = write_model(tmp_path / "model.gguf", wide("llama"))
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(UserError, match=r"needs the package gguf .*pip install gguf"):
         GPT.from_pretrained(file)

@@ -1,6 +1,5 @@
 """The tokenizer and the chat template in a GGUF file."""
 
-import json
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,29 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from mingpt_lightning import GPT
 from mingpt_lightning.bpe import BPETokenizer, FastTokenizer, read_tokenizer
 from mingpt_lightning.errors import CheckpointError
-
-TEXT = (
-    "We can't do it in 1984, it's 25°C — naïve, 100% fun!\n\n  Two\tspaces. 東京 e\u0301 <|im_start|>don't<|im_end|>\n"
-)
-
-
-def trained() -> BPETokenizer:
-    return BPETokenizer.train([TEXT * 3 + "1984 1984 100 it's can't"], 400)
-
-
-def add_tokenizer(writer: gguf.GGUFWriter, pre: str | None) -> None:
-    """A vocabulary of bytes and merges and two more special tokens, as llama.cpp's converter writes it."""
-    tokenizer = trained()
-    size, content = tokenizer.vocab_size, json.loads(tokenizer.backend.to_str())
-    writer.add_tokenizer_model("gpt2")
-    if pre is not None:
-        writer.add_tokenizer_pre(pre)
-    tokens = [str(tokenizer.backend.id_to_token(number)) for number in range(size)]
-    writer.add_token_list([*tokens, "<|im_start|>", "<|im_end|>"])
-    writer.add_token_types([1] * (size - 1) + [3] * 3)
-    writer.add_token_merges([" ".join(merge) for merge in content["model"]["merges"]])
-    writer.add_bos_token_id(size)
-    writer.add_eos_token_id(size + 1)
+from tests.gguf_files import TEXT, add_tokenizer, finish, trained
 
 
 def write(path: Path, pre: str | None, change: Callable[[gguf.GGUFWriter], None] | None = None) -> int:
@@ -45,10 +22,7 @@ def write(path: Path, pre: str | None, change: Callable[[gguf.GGUFWriter], None]
     add_tokenizer(writer, pre)
     if change:
         change(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
     return trained().vocab_size
 
 

@@ -9,9 +9,8 @@ from mingpt_lightning import GPT
 from mingpt_lightning.bpe import FastTokenizer, read_tokenizer
 from mingpt_lightning.completion import complete
 from tests.common import FOX, TINY, Cli, summary
-from tests.library.test_gguf import WIDE, write
-from tests.library.test_gguf_tokenizer import TEXT, add_tokenizer, trained
-from tests.library.test_llama import make
+from tests.gguf_files import TEXT, WIDE, add_tokenizer, trained, write_model
+from tests.llama_models import make
 
 STEPS = [item for item in TINY if item.startswith("trainer.")]
 FILE = ("model=smollm2-135m-pretrained", "model.name=tiny.gguf")
@@ -23,7 +22,7 @@ def file() -> Path:
         add_tokenizer(writer, "smollm")
         writer.add_chat_template("{{ messages }}")
 
-    return write(Path("tiny.gguf"), make("llama", vocab_size=trained().vocab_size + 2, **WIDE), "Q8_0", change)
+    return write_model(Path("tiny.gguf"), make("llama", vocab_size=trained().vocab_size + 2, **WIDE), "Q8_0", change)
 
 
 def test_it_is_sampled_tested_and_trained_in_its_own_tokens(cli: Cli, file: Path) -> None:
