@@ -25,14 +25,14 @@ from mingpt_lightning.signals import STOP, Stopped
 from mingpt_lightning.storage import KEY, MANIFEST, find_checkpoint, find_corruption, load_checkpoint, write_checkpoint
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint, on the CPU; `path` as for `find_checkpoint`.
+def read_checkpoint(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint, on the CPU; `path` as for `find_checkpoint`, `mmap` as for `load_checkpoint`.
 
     Raises CheckpointError when the file is damaged, holds more than plain data, or is not one of this library's.
     """
     file = find_checkpoint(path)
     alone = "safetensors" if file.suffix == ".safetensors" else "GGUF" if is_gguf(file) else None
-    content = {} if alone else load_checkpoint(file)
+    content = {} if alone else load_checkpoint(file, mmap)
     ours = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(ours, dict) or "state_dict" not in content:
         origin = f"weights alone ({alone})" if alone else guess_origin(content)

@@ -27,7 +27,9 @@ from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
+from mingpt_lightning.recompute import recompute_blocks
 from mingpt_lightning.restore import is_plain, metadata, own_arguments, restore
+from mingpt_lightning.shards import whole
 from mingpt_lightning.shuffle import mix
 from mingpt_lightning.structure import check_methods, class_name
 from mingpt_lightning.tokenizer import Tokenizer
@@ -39,7 +41,8 @@ class LanguageModel(pl.LightningModule):
     gpt: the network. optimizer: makes an optimizer from parameter groups; None is AdamW as in nanoGPT. scheduler: maps
     (step, total steps) to a factor of the learning rate; None is warm-up and cosine. tokenizer: goes into the
     checkpoint; one with an `answer_length` adds the exact match to the metrics, one with a `unit` the bits per unit
-    (character or byte). config: plain data for the checkpoint, never read here.
+    (character or byte). config: plain data for the checkpoint, never read here. recompute: keep only
+    the input of each block for the backward pass, and compute the block again there; see `recompute_blocks`.
 
     Logs train/loss and train/grad_norm (before clipping), and for val and test loss, perplexity, exact_match and
     bits_per_UNIT; losses are in nats per token. A batch is (inputs, targets), both (B, T) int64; targets of -100 take
@@ -58,10 +61,13 @@ class LanguageModel(pl.LightningModule):
         scheduler: Schedule | None = None,
         tokenizer: Tokenizer | None = None,
         config: dict[str, Any] | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         check_methods(gpt)
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
+        if recompute:
+            recompute_blocks(gpt)
         self.gpt = gpt.train()  # a pretrained one is in evaluation mode, and Lightning would leave it there
         self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.scheduler = scheduler or cosine
@@ -264,10 +270,10 @@ class LanguageModel(pl.LightningModule):
         self.grad_norm = None
         if gradient_clip_val and not by_value and not scaled:
             # Lightning 2.6 refuses to clip for a fused optimizer under bf16-mixed, though that has no loss scaler.
-            self.grad_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            self.grad_norm = whole(torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val))
         elif not scaled:  # a loss scaler expects gradients to overflow, and skips the step
             gradients = [weight.grad for weight in self.parameters() if weight.grad is not None]
-            self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+            self.grad_norm = whole(torch.nn.utils.get_total_norm(gradients))
         self.stop_if_diverged()
         if gradient_clip_val and by_value and self.trainer.precision == "bf16-mixed":
             torch.nn.utils.clip_grad_value_(self.parameters(), gradient_clip_val)

@@ -128,12 +128,15 @@ def find_checkpoint(path: str | Path) -> Path:
     return path
 
 
-def load_checkpoint(file: Path) -> Any:
-    """The plain data of a checkpoint file, on the CPU. Raises CheckpointError for a damaged file or one with code."""
+def load_checkpoint(file: Path, mmap: bool = False) -> Any:
+    """The plain data of a checkpoint file, on the CPU. Raises CheckpointError for a damaged file or one with code.
+
+    mmap: read tensors only where they are used; the file must not be changed in place, which this library never does.
+    """
     if wrong := find_corruption(file):
         raise CheckpointError(f"{file} is damaged: {wrong}", "checkpoint", intact_files(file))
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap and not is_legacy(file))
     except Exception as error:  # whatever a crafted archive makes torch raise
         if name := object_in(error):
             what = f"{file} holds code ({name}), none of which was run: a checkpoint is plain data"

@@ -35,7 +35,7 @@ HARMLESS = ("datamodule.batch_size", "datamodule.cache_dir")
 
 SILENT = (
     *("task", "resume", "run_dir", "checkpoint", "choices", "config_dirs"),
-    *("trainer.default_root_dir", "callbacks.checkpoint.dirpath", "model.block_size"),
+    *("trainer.default_root_dir", "callbacks.checkpoint.dirpath", "model.block_size", "system.recompute"),
 )
 """Settings that don't affect the result, or that follow from another one; their change is not mentioned."""
 
@@ -72,7 +72,7 @@ def find_resumable(run_dir: Path, resume: str) -> tuple[Path | None, list[str]]:
 
 def continue_from(run: Run, file: Path) -> None:
     """Say from where a run resumes and what has changed; raise CheckpointError where that would be wrong."""
-    content = read_checkpoint(file)
+    content = read_checkpoint(file, mmap=True)
     now, sources = run.system.metadata(run.datamodule), run.datamodule.sources
     lines = check_resumable(content, now, file, sources) + check_epochs(content[KEY], run, file)
     console.print(f"resuming    {file}, step {content['global_step']:,}", markup=False)
