@@ -17,6 +17,7 @@ from mingpt_lightning.errors import require_positive
 from mingpt_lightning.files import atomic_write
 from mingpt_lightning.language_model import LanguageModel
 from mingpt_lightning.loop_state import total_steps
+from mingpt_lightning.sharding import ShardedStrategy
 
 
 class Progress(pl.Callback):
@@ -104,18 +105,22 @@ class Samples(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         system, datamodule = cast(LanguageModel, pl_module), trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         self.validations += 1
         if self.validations % self.every_n_validations:
             return
         if system.tokenizer is None or datamodule is None:
             return
+        if not trainer.is_global_zero and not isinstance(trainer.strategy, ShardedStrategy):
+            return  # where weights are divided, all processes take part in what one of them prints
         if system.tokenizer.answer_length is not None:
             batch = datamodule.sequences("val")[torch.arange(min(self.n, len(datamodule.sequences("val"))))]
             lines = [f"{text}  {'right' if right else 'wrong'}" for text, right in system.solve(batch)]
         else:
             lines = system.complete("", self.max_new_tokens, temperature=1.0, seed=self.validations)[0].split("\n")
+        if not trainer.is_global_zero:
+            return
         console.print("\n".join(f"  {line}" for line in lines), style="dim", markup=False)
         for logger in trainer.loggers:
             log_text(logger, "samples", "\n".join(lines), trainer.global_step)

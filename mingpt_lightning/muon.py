@@ -15,6 +15,7 @@ from torch.optim.adamw import adamw
 
 from mingpt_lightning.device import fast_dtype
 from mingpt_lightning.errors import UserError
+from mingpt_lightning.shards import divided, whole
 
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
 """Of the polynomial that takes singular values towards 1; from Jordan et al."""
@@ -41,6 +42,10 @@ class Muon(torch.optim.Optimizer):
     groups: see `optim.parameter_groups`. lr: the spectral size of a step of a hidden matrix; matrices with more rows
     than columns take sqrt(rows / columns) times as much. adamw_lr, betas, eps: AdamW's, of the rest. momentum:
     Nesterov's, of hidden matrices. weight_decay: of both, times the learning rate. steps: of Newton-Schulz.
+
+    Where weights are divided over processes (FSDP), the directions of hidden matrices are gathered, each process
+    orthogonalises all of them, and keeps its part: the numbers are those of one process, and so is the time. It takes
+    one more exchange of the hidden matrices per step, and the memory of those of one shape.
 
     Raises UserError when a learning rate is not positive or a parameter in "hidden" is not a matrix.
     """
@@ -90,12 +95,13 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         rows, columns = weights[0].shape
-        directions = torch.stack(torch._foreach_lerp(grads, momenta, group["momentum"]))
+        directions = torch.stack([*map(whole, torch._foreach_lerp(grads, momenta, group["momentum"]))])
         dtype = fast_dtype(directions.device, min(rows, columns))
         updates = orthogonalize(directions.to(dtype), group["steps"]).to(directions.dtype)
         if group["weight_decay"]:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(weights, updates.unbind(), alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+        parts = [divided(update, weight) for update, weight in zip(updates, weights, strict=True)]
+        torch._foreach_add_(weights, parts, alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
 
     def adamw_step(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         """Update anything else."""

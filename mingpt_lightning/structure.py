@@ -23,6 +23,11 @@ def class_name(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def class_of(module: nn.Module) -> type:
+    """The class of a module, without the one that torch's `fully_shard` puts before it."""
+    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed."))
+
+
 def is_exactly(module: nn.Module, *classes: type[nn.Module]) -> bool:
     """Whether a module computes what one of these classes computes: it isn't derived from it, patched or hooked."""
     hooked = module._forward_hooks or module._forward_pre_hooks
@@ -71,7 +76,7 @@ def own_layers(gpt: GPT) -> list[str]:
 
     def of(module: nn.Module) -> str:
         settings = module.extra_repr()
-        return class_name(type(module)) + (f"({settings})" if settings else "")
+        return class_name(class_of(module)) + (f"({settings})" if settings else "")
 
     def known(name: str, module: nn.Module) -> bool:
         like = stock.get(name)

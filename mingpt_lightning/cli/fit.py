@@ -62,7 +62,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         result = evaluate_best(run)
         if run.trainer.is_global_zero:
             write_summary(run, result, folder / "summary.json")
-            report(run, result)
+        report(run, result)  # in every process: it may take all of them to compute an example
+        if run.trainer.is_global_zero:
             console.print(f"run folder  {folder}", markup=False)
             draw_curves(folder)
             if result.checkpoint is not None:
@@ -95,7 +96,7 @@ def evaluate_best(run: Run) -> Result:
                 callback.save_if_best(trainer, {name: value for name, value in metrics.items() if name[:4] == "val/"})
             checkpoint = find_checkpoint(run.folder)
             if callback.best_metrics:
-                system.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+                trainer.strategy.load_model_state_dict(read_checkpoint(checkpoint, mmap=True))
                 metrics |= callback.best_metrics
     if len(data.sequences("test")):
         results = trainer.test(system, datamodule=data, verbose=False)
