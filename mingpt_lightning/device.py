@@ -49,6 +49,31 @@ def multiplies_bfloat16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+PEAKS = {
+    **{"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200": 2250e12},
+    **{"A100": 312e12, "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12},
+    **{"4090": 165e12, "3090": 71e12, "A6000": 155e12, "RTX 6000 Ada": 364e12, "V100": 125e12, "T4": 65e12},
+}
+"""FLOP/s of GPUs in 16-bit matrix products without sparsity, from their data sheets; the longest name that fits counts.
+"""
+
+
+def peak_flops(device: torch.device, precision: str, width: int) -> float | None:
+    """The most FLOP/s that a device can do in a Trainer's precision; None where nobody knows.
+
+    Of a GPU from its data sheet, for 16 bits only. Of a CPU the product rate that was measured to choose threads and
+    precision, so None where there was no choice.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        known = max((part for part in PEAKS if part in name), key=len, default=None)
+        return PEAKS[known] if known is not None and precision.startswith(("bf16", "16")) else None
+    if precision.startswith("bf16"):
+        return 1e9 * dtype_rates(device, width).get("bfloat16", 0.0) or None
+    figures = thread_rates(device, width).values() if precision.startswith("32") else ()
+    return 1e9 * max(figures, default=0.0) or None
+
+
 def set_threads(device: torch.device, n_embd: int) -> None:
     """Set how many CPU threads a model uses; OMP_NUM_THREADS has precedence.
 

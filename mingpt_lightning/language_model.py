@@ -21,6 +21,7 @@ from mingpt_lightning.averages import keep_buffers
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.completion import complete
 from mingpt_lightning.datamodule import IGNORE, Batch, SequenceDataModule
+from mingpt_lightning.device import peak_flops
 from mingpt_lightning.errors import DivergedError, UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
@@ -82,6 +83,8 @@ class LanguageModel(pl.LightningModule):
         self.validated_step = 0  # optimizer steps before the newest validation
         self.seconds_before = 0.0  # that earlier processes have spent on this run
         self.started = time.perf_counter()  # when this process began with it
+        self.timed: tuple[int, float] | None = None  # tokens_seen and the clock at the last row, or validation, since
+        self.peak_flops: float | None = None  # of all processes together, if it is known
         self.train_loss: Tensor | None = None  # mean of the current step so far, detached; reading it may synchronise
         self.grad_norm: Tensor | None = None  # of the newest step, before clipping; None where it isn't computed
         self.accumulated_loss: Tensor | int = 0  # the sum over the batches since the last optimizer step
@@ -114,6 +117,11 @@ class LanguageModel(pl.LightningModule):
 
     def on_train_start(self) -> None:
         self.accumulated_loss = self.accumulated_tokens = 0  # an earlier training may have been interrupted
+        trainer, n_embd = self.trainer, self.gpt.config["n_embd"]
+        devices = trainer.num_nodes if self.device.type == "cpu" else trainer.world_size  # processes share a CPU
+        peak = peak_flops(self.device, str(trainer.precision), n_embd)
+        self.peak_flops = peak and peak * devices
+        self.timed = self.tokens_seen, time.perf_counter()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         if self.has_dropout:  # its random numbers are a function of the seed and of the tokens trained so far
@@ -150,7 +158,7 @@ class LanguageModel(pl.LightningModule):
             # Here, because Lightning would log it only after a checkpoint may have been written.
             loss = self.trainer.strategy.reduce(self.train_loss)  # the mean over all processes
             norm = {} if self.grad_norm is None else {"train/grad_norm": self.grad_norm.item()}
-            self.log_row({"train/loss": loss.item(), **norm}, self.global_step)
+            self.log_row({"train/loss": loss.item(), **norm, **self.throughput()}, self.global_step)
 
     def logs_this_step(self) -> bool:
         """Whether the loss of the running optimizer step is to be logged: every n-th, and before a validation."""
@@ -163,6 +171,23 @@ class LanguageModel(pl.LightningModule):
         row = {"tokens": self.tokens_seen, "seconds": round(self.seconds, 2), **metrics}
         for logger in self.trainer.loggers:
             logger.log_metrics(row, step)
+
+    def throughput(self) -> dict[str, float]:
+        """Tokens per second of all processes since the last row, without validation, and the MFU where it is known.
+
+        MFU, model FLOPs utilization: the share of the devices' peak that the model's own products take, 6 N + 12 L C T
+        FLOP a token (Chowdhery et al. 2022, "PaLM", appendix B).
+        """
+        if self.timed is None:
+            return {}
+        (tokens, since), now = self.timed, time.perf_counter()
+        self.timed = self.tokens_seen, now
+        rate = (self.tokens_seen - tokens) / max(now - since, 1e-9)
+        gpt = self.gpt.config
+        flops = 6 * self.gpt.n_parameters + 12 * gpt["n_layer"] * gpt["n_embd"] * self.gpt.block_size
+        return {"tokens_per_second": round(rate, 1)} | (
+            {"mfu": flops * rate / self.peak_flops} if self.peak_flops else {}
+        )
 
     @property
     def seconds(self) -> float:
@@ -195,6 +220,8 @@ class LanguageModel(pl.LightningModule):
         self.log_evaluation("test")
 
     def on_validation_end(self) -> None:
+        if self.timed is not None:
+            self.timed = self.tokens_seen, time.perf_counter()
         log_step(self.trainer, self.lightnings_step)
 
     on_test_end = on_validation_end
@@ -317,7 +344,8 @@ class LanguageModel(pl.LightningModule):
         if isinstance(datamodule, SequenceDataModule):
             ours |= {"data": datamodule.fingerprint, "epoch_size": datamodule.epoch_size}
             if datamodule.trainer is not None:
-                ours["environment"]["precision"] = datamodule.trainer.precision
+                trainer = datamodule.trainer
+                ours["environment"] |= {"precision": trainer.precision, "processes": trainer.world_size}
         return {**ours, "system": class_name(type(self))}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

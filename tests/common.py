@@ -59,9 +59,10 @@ def same(a: Any, b: Any) -> bool:
 
 
 def log_of(run: str | Path = "run") -> list[dict[str, str]]:
-    """The rows of metrics.csv, without what differs between two runs of one command: the seconds."""
+    """The rows of metrics.csv, without what differs between two runs of one command: the times."""
+    times = ("seconds", "tokens_per_second", "mfu")
     with Path(run, "metrics.csv").open(newline="") as stream:
-        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(stream)]
+        return [{name: value for name, value in row.items() if name not in times} for row in csv.DictReader(stream)]
 
 
 def text_of(data: Any) -> str:

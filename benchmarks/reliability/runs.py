@@ -43,6 +43,10 @@ DATA = {
 }
 
 
+TIMES = ("seconds", "tokens_per_second", "mfu")
+"""The columns of metrics.csv that differ from run to run."""
+
+
 class Run:
     """A command line in a process of its own, whose standard error is kept in `folder`/stderr.txt."""
 
@@ -127,7 +131,7 @@ def state(run_dir: Path) -> str:
     kept["tokens"] = content["mingpt_lightning"]["tokens_seen"]
     with (run_dir / "metrics.csv").open(newline="") as stream:
         rows = csv.DictReader(stream)
-        kept["log"] = [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+        kept["log"] = [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     return hash_of(kept)
 
 

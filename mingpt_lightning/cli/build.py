@@ -22,7 +22,9 @@ from mingpt_lightning.cli.complaints import complaint
 from mingpt_lightning.cli.config import locate
 from mingpt_lightning.cli.limits import check_machine
 from mingpt_lightning.cli.overrides import literal
+from mingpt_lightning.cli.processes import accumulation, fit_launcher
 from mingpt_lightning.cli.trust import OWN_CODE, trusted
+from mingpt_lightning.cli.watch import use_launcher
 from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
 
@@ -165,9 +167,18 @@ def build_callbacks(section: DictConfig, metrics: list[str], logging: bool) -> l
     return callbacks
 
 
-def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer:
-    """The Trainer, and threads and memory as it wants them; `precision: auto` is what is fast on the device."""
+def build_trainer(
+    node: DictConfig, n_embd: int, batch_size: int = 1, global_batch_size: int | None = None, **arguments: Any
+) -> pl.Trainer:
+    """The Trainer, and threads and memory as it wants them; `precision: auto` is what is fast on the device.
+
+    batch_size: sequences in a batch of each process. global_batch_size: in an optimizer step of all, if that is given.
+    """
     settings = node.copy()
+    fit_launcher(settings)
+    accumulated = settings.get("accumulate_grad_batches", 1)
+    if global_batch_size is not None:
+        settings.accumulate_grad_batches = 1
     if settings.enable_checkpointing is None:  # Lightning would add a checkpoint callback of its own
         settings.enable_checkpointing = any(isinstance(c, pl.callbacks.Checkpoint) for c in arguments["callbacks"])
     if any(isinstance(callback, pl.callbacks.ProgressBar) for callback in arguments["callbacks"]):
@@ -195,6 +206,13 @@ def build_trainer(node: DictConfig, n_embd: int, **arguments: Any) -> pl.Trainer
         what = f"trainer.strategy={settings.strategy} trains in processes that hand back little more than the weights"
         raise UserError(what, "trainer.strategy", "Use trainer.strategy=ddp, which starts this program anew in each.")
     check_machine(trainer)
+    use_launcher(trainer)
+    if global_batch_size is not None:
+        trainer.accumulate_grad_batches = accumulation(global_batch_size, batch_size, trainer.world_size)
+        if accumulated not in (1, trainer.accumulate_grad_batches):
+            what = f"trainer.accumulate_grad_batches={accumulated} contradicts datamodule.global_batch_size, "
+            what += f"which makes it {trainer.accumulate_grad_batches}"
+            raise UserError(what, "trainer.accumulate_grad_batches", "Leave it out.")
     return trainer
 
 

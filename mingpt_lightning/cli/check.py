@@ -125,6 +125,8 @@ def memory(trial: Trial) -> Finding:
         free = 1024 * int(system.read_text().split("MemAvailable:")[1].split()[0])
     else:
         return Finding(None, text + "what is free isn't known")
+    if (together := trial.trainer.num_devices) > 1 and trial.device.type != "cuda":  # they share the memory
+        need, text = need * together, f"{text}{together} processes; "
     fix = "Halve datamodule.batch_size and double trainer.accumulate_grad_batches, or take a smaller model."
     return Finding(need < free, text + f"{decimal(free)} free", fix)
 
@@ -222,6 +224,8 @@ def speed(trial: Trial) -> Finding:
     )
     text = f"about {span(seconds * trial.steps)} for {trial.steps:,} steps of {tokens:,} tokens, {seconds:.3g} s each\n"
     text += f"{tokens / seconds:,.0f} tokens/s, {trial.flops * tokens / seconds / 1e9:,.1f} GFLOP/s"
+    if trial.trainer.world_size > 1:
+        text += f", if all {trial.trainer.world_size} processes are as fast as this one and wait for nothing"
     return Finding(True, text + f", by {rows} of {B} sequences" * (rows < B))
 
 
@@ -237,7 +241,10 @@ def run_task(cfg: DictConfig, started: float) -> None:
     """Print what each check says of the run that this config would be. Raises UserError if something is off."""
     trial, off = Trial(cfg), list[str]()
     title = f"GPT of {trial.gpt.n_parameters:,} parameters, {trial.flops / 1e6:,.1f} MFLOP a token"
-    console.print(f"{title}, on {trial.device} in {trial.trainer.precision}, {torch.get_num_threads()} threads")
+    place = f"{trial.device} in {trial.trainer.precision}, {torch.get_num_threads()} threads"
+    if (processes := trial.trainer.world_size) > 1:
+        place += f"; the figures are of one of {processes} processes"
+    console.print(f"{title}, on {place}")
     for check in (disk, memory, causality, first_loss, gradients, resume, one_batch, speed):
         name = check.__name__.replace("_", " ")
         try:

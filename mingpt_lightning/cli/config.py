@@ -53,6 +53,8 @@ RULES = {
     "seed": Rule((int,), 0, 2**32 - 1, null=False),
     "compile": Rule((bool, str), choices=(True, False, "auto")),
     "resume": Rule(choices=("auto", "must", "never")),
+    "datamodule.global_batch_size": Rule((int,), low=1),
+    "process_timeout": Rule((int, float), low=2, null=False),
     "model.block_size": Rule((int,), low=1),
     **{f"model.{name}": Rule((bool, str)) for name in ("bias", "qk_norm")},
     "optimizer.lr": Rule(low=1e-30, high=1e30),
@@ -68,6 +70,7 @@ RULES = {
     **{f"trainer.{name}": Rule((int,), low=0) for name in ("min_epochs", "min_steps")},
     "trainer.max_time": Rule((dict, str)),
     "trainer.devices": Rule((int, str, list)),
+    "trainer.num_nodes": Rule((int,), low=1),
     "trainer.fast_dev_run": Rule((int, bool)),
 }
 """Keys with more to check than the type of their default: values that Lightning or torch would accept, then divide by,

@@ -7,8 +7,10 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from mingpt_lightning.cli.limits import check_limits
-from mingpt_lightning.cli.run import assemble_evaluation, named_folder, save_config
+from mingpt_lightning.cli.processes import one_job
+from mingpt_lightning.cli.run import assemble_evaluation, named_folder, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, report, write_summary
+from mingpt_lightning.cli.watch import watched
 from mingpt_lightning.console import console
 from mingpt_lightning.datamodule import Split
 from mingpt_lightning.errors import ResourceError, UserError
@@ -28,7 +30,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     split: Split = "val" if cfg.task == "validate" else "test"
     check_limits(run.trainer, run.datamodule, split)
     evaluate = run.trainer.validate if split == "val" else run.trainer.test
-    found = evaluate(run.system, datamodule=run.datamodule, verbose=False)
+    with one_job(), watched(run.trainer, run_folder(), cfg.process_timeout):
+        found = evaluate(run.system, datamodule=run.datamodule, verbose=False)
     if not found:
         key = f"trainer.limit_{split}_batches"
         raise UserError(f"{key}=0 leaves nothing to evaluate", key, "Use 1 or more.")

@@ -15,9 +15,11 @@ from mingpt_lightning.checkpoint import Checkpoint, read_checkpoint, why_it_ende
 from mingpt_lightning.cli.complaints import complaints
 from mingpt_lightning.cli.config import program
 from mingpt_lightning.cli.limits import check_limits
+from mingpt_lightning.cli.processes import is_first_process, one_job
 from mingpt_lightning.cli.resume import continue_from, find_resumable
-from mingpt_lightning.cli.run import Run, assemble, hyperparameters, is_first_process, run_folder, save_config
+from mingpt_lightning.cli.run import Run, assemble, hyperparameters, run_folder, save_config
 from mingpt_lightning.cli.summary import Result, describe, draw_curves, report, suggest, write_summary
+from mingpt_lightning.cli.watch import watched
 from mingpt_lightning.console import console
 from mingpt_lightning.device import compile_pays
 from mingpt_lightning.errors import UserError
@@ -32,9 +34,8 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     started: when the run began, on the clock of time.perf_counter.
     """
     folder = run_folder()
-    console.quiet = not is_first_process()
     only = lock(folder, "run_dir") if is_first_process() else contextlib.nullcontext()
-    with only, logging_ends_with_the_job():
+    with only, logging_ends_with_the_job(), one_job():
         resumed, notes = find_resumable(folder, cfg.resume)
         for note in notes:
             console.print(f"note: {note}", markup=False)
@@ -50,16 +51,17 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
         if run.trainer.enable_autolog_hparams:
             for logger in run.trainer.loggers:
                 logger.log_hyperparams(hyperparameters(cfg))
-        try:
-            with complaints(run.trainer, cfg), contextlib.redirect_stdout(sys.stderr):
-                run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
-        except Stopped as stop:
-            if run.system.tokens_seen and run.trainer.is_global_zero:
-                result = Result("fit", {}, run.trainer.global_step, None, signal.Signals(stop.number).name)
-                write_summary(run, result, folder / "summary.json")
-                say_how_to_resume(run)
-            raise
-        result = evaluate_best(run)
+        with watched(run.trainer, folder, cfg.process_timeout):
+            try:
+                with complaints(run.trainer, cfg), contextlib.redirect_stdout(sys.stderr):
+                    run.trainer.fit(run.system, datamodule=run.datamodule, ckpt_path=resumed, weights_only=True)
+            except Stopped as stop:
+                if run.system.tokens_seen and run.trainer.is_global_zero:
+                    result = Result("fit", {}, run.trainer.global_step, None, signal.Signals(stop.number).name)
+                    write_summary(run, result, folder / "summary.json")
+                    say_how_to_resume(run)
+                raise
+            result = evaluate_best(run)
         if run.trainer.is_global_zero:
             write_summary(run, result, folder / "summary.json")
         report(run, result)  # in every process: it may take all of them to compute an example

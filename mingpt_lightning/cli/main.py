@@ -30,9 +30,10 @@ from mingpt_lightning.cli.config import CONFIG_DIR, check_config, explain, locat
 from mingpt_lightning.cli.help import page, version
 from mingpt_lightning.cli.overrides import quoted, with_key, with_system_message
 from mingpt_lightning.cli.own_settings import own_settings
+from mingpt_lightning.cli.processes import check_sweep, is_first_process, of_rank, say_once, share_folder
 from mingpt_lightning.cli.sweep import FAILED, Failure
 from mingpt_lightning.cli.trust import DeclaredConfigs, declared_configs
-from mingpt_lightning.console import fail, say
+from mingpt_lightning.console import console, fail, say
 from mingpt_lightning.errors import UserError, nearest, resource_error
 from mingpt_lightning.signals import STOP, Stopped, requeue
 
@@ -46,6 +47,9 @@ TASKS = {
     "check": "check",
 }
 """The tasks, and the modules of `cli/` whose `run_task(cfg, started)` does them."""
+
+DISTRIBUTED = ("fit", "validate", "test")
+"""The tasks that several processes do together; of others, rank 0 does all."""
 
 SPIN_COUNT = "1000"
 """How often a thread polls for work before it sleeps. By default threads spin for milliseconds, and on a busy machine
@@ -101,6 +105,10 @@ def run_command(arguments: list[str]) -> None:
     sweep = [argument for argument in arguments if argument in ("-m", "--multirun")]
     rest = [argument for argument in arguments if argument not in sweep]
     overrides, folder = refuse_options(rest)
+    try:
+        check_sweep(arguments)
+    except UserError as error:
+        fail(error)
     folders = [*folder, *map(str, declared_configs())]
     rest, overrides = with_system_message(rest, folders), with_system_message(overrides, folders)
     quotes = [quoted(item, bool(sweep), folders) if item in overrides else item for item in rest]
@@ -111,6 +119,7 @@ def run_command(arguments: list[str]) -> None:
     try:
         first = next((n for n, argument in enumerate(rest) if argument in overrides), len(rest))
         own = own_settings(rest)
+        quotes += of_rank()
         while True:
             sys.argv[1:] = [*sweep, *quotes[:first], *own, *quotes[first:]]  # Hydra wants options first
             try:
@@ -124,8 +133,9 @@ def run_command(arguments: list[str]) -> None:
         if isinstance(error, BrokenPipeError) and not PROCESS.task_began:
             raise  # the reader of Hydra's own output has left
         if STOP.received is not None:  # code that a signal interrupts may turn it into an error of its own
-            requeue(STOP.received)
-            print(f"stopped by {signal.Signals(STOP.received).name}", file=sys.stderr)
+            if is_first_process():
+                requeue(STOP.received)
+                print(f"stopped by {signal.Signals(STOP.received).name}", file=sys.stderr)
             raise Stopped(STOP.received) from None
         if PROCESS.task_began:
             raise  # a bug of ours
@@ -174,6 +184,12 @@ def run_job(cfg: DictConfig) -> float | None:
         check_config(cfg)
         if str(cfg.task) not in TASKS:
             raise UserError(f"task={cfg.task} is not a task", "task", nearest(str(cfg.task), TASKS))
+        if cfg.task in DISTRIBUTED:
+            share_folder(cfg)
+        elif not is_first_process():
+            return None
+        console.quiet = not is_first_process()
+        logging.getLogger("torch").setLevel(logging.WARNING)  # no news at the end of a process that was stopped early
         with lean_imports():
             task = import_module(f"mingpt_lightning.cli.{TASKS[cfg.task]}")
             if first:
@@ -194,7 +210,10 @@ def run_job(cfg: DictConfig) -> float | None:
             raise
         error = locate_anywhere(error, cfg)
         if HydraConfig.get().mode != RunMode.MULTIRUN:
-            discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
+            if is_first_process():
+                discard_empty_run(Path(HydraConfig.get().runtime.output_dir))
+            if not say_once(str(error)):
+                sys.exit(error.code)
             fail(error)
         FAILED[HydraConfig.get().job.num] = Failure(error.code, str(error))
         say(error)

@@ -23,6 +23,7 @@ from mingpt_lightning.cli.build import build, leads_to, target_of
 from mingpt_lightning.cli.config import compose, explain, targets
 from mingpt_lightning.cli.overrides import literal
 from mingpt_lightning.cli.own_settings import CHOICE
+from mingpt_lightning.cli.signatures import GLOBAL
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gguf_file import is_gguf
@@ -152,7 +153,10 @@ def build_datamodule(content: dict[str, Any], cfg: DictConfig) -> SequenceDataMo
 
 def make_datamodule(node: Any, **arguments: Any) -> SequenceDataModule:
     """The datamodule of a section. Raises UserError for one that the program can't train on."""
-    datamodule = build(node, "datamodule", **arguments)
+    own = node.copy()
+    OmegaConf.set_struct(own, False)
+    own.pop(GLOBAL, None)
+    datamodule = build(own, "datamodule", **arguments)
     if not isinstance(datamodule, SequenceDataModule):
         what = f"{node._target_} is not derived from SequenceDataModule"
         raise UserError(what, "datamodule._target_", "Derive it: class Mine(SequenceDataModule).")

@@ -6,7 +6,8 @@ from typing import Any
 
 from mingpt_lightning.checkpoint import KEY, read_checkpoint
 from mingpt_lightning.cli.build import leads_to
-from mingpt_lightning.cli.run import Run, is_first_process
+from mingpt_lightning.cli.processes import is_first_process
+from mingpt_lightning.cli.run import Run
 from mingpt_lightning.console import console
 from mingpt_lightning.errors import CheckpointError, UserError
 from mingpt_lightning.gpt import GPT
@@ -30,12 +31,13 @@ INVALIDATING = (
 )
 """Settings whose change invalidates a resume: the result would be neither the old run's nor the new one's."""
 
-HARMLESS = ("datamodule.batch_size", "datamodule.cache_dir")
+HARMLESS = ("datamodule.batch_size", "datamodule.global_batch_size", "datamodule.cache_dir")
 """Exceptions among them: the order of the data doesn't depend on these."""
 
 SILENT = (
     *("task", "resume", "run_dir", "checkpoint", "choices", "config_dirs"),
     *("trainer.default_root_dir", "callbacks.checkpoint.dirpath", "model.block_size", "system.recompute"),
+    *("process_timeout", "trainer.devices", "trainer.num_nodes"),
 )
 """Settings that don't affect the result, or that follow from another one; their change is not mentioned."""
 

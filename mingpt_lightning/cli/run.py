@@ -15,11 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.resolvers.oc import env
-from pytorch_lightning.utilities import rank_zero_only
 
 from mingpt_lightning.cli.build import build, build_callbacks, build_each, build_trainer
 from mingpt_lightning.cli.own_settings import folders_of
+from mingpt_lightning.cli.processes import is_first_process
 from mingpt_lightning.cli.restore import build_datamodule, check_classes, is_pretrained, read_named, rebuild
+from mingpt_lightning.cli.signatures import GLOBAL
 from mingpt_lightning.cli.start import meaning, read_start, start_adapter, start_data, start_model, start_system
 from mingpt_lightning.datamodule import SequenceDataModule
 from mingpt_lightning.errors import CheckpointError, UserError
@@ -68,7 +69,9 @@ def assemble(
     loggers = build_each(cfg.logger, "logger") if training else []
     hooks = build_callbacks(cfg.callbacks, system.metric_names(), bool(loggers)) if training else []
     n_embd = gpt.config["n_embd"]
-    trainer = build_trainer(cfg.trainer, n_embd, callbacks=[*hooks, *(callbacks or [])], logger=loggers or False)
+    sizes = datamodule.batch_size, cfg.datamodule.get(GLOBAL)
+    hooks += callbacks or []
+    trainer = build_trainer(cfg.trainer, n_embd, *sizes, callbacks=hooks, logger=loggers or False)
     datamodule.trainer = trainer  # these two: so that the number of steps is known before training
     trainer.datamodule = datamodule  # type: ignore[attr-defined]
     source = (None, 0) if start is None else (start.file, start.content["global_step"])
@@ -135,11 +138,6 @@ def named_folder(cfg: DictConfig) -> Path | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return run_folder()
     return Path(cfg.run_dir) if any(o.startswith("run_dir=") for o in HydraConfig.get().overrides.task) else None
-
-
-def is_first_process() -> bool:
-    """Whether this is the process of a distributed training that writes files and messages."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def save_config(cfg: DictConfig, folder: Path) -> None:

@@ -17,6 +17,9 @@ GIVEN = {
 }
 """Arguments that the program gives to the class of a section, so that they are no keys."""
 
+GLOBAL = "global_batch_size"
+"""A key of the datamodule that the program reads itself: the sequences in an optimizer step of all processes."""
+
 
 class Signature(NamedTuple):
     """The parameters by name, with their annotations as text, and whether any other name is taken too."""
@@ -45,6 +48,8 @@ def keys_of(section: str, target: str) -> Signature:
     """The arguments of a section's class that may be set as keys."""
     found = signature_of(target) or Signature({}, False)
     given = GIVEN.get(section, ())
+    if section == "datamodule":
+        found = found._replace(parameters={**found.parameters, GLOBAL: "int | None"})
     return Signature({name: text for name, text in found.parameters.items() if name not in given}, found.is_open)
 
 

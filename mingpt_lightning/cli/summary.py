@@ -49,11 +49,14 @@ def describe(run: Run, compiled: bool) -> None:
         trained = sum(weight.numel() for weight in gpt.parameters() if weight.requires_grad)
         console.print(f"adapter     {trained:,} of these parameters are trained")
     sequences = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+    parts = [f"{up_to}{sequences * data.block_size:,} tokens"]
+    parts += [f"{trainer.world_size} processes of {data.batch_size}"] * (trainer.world_size > 1)
+    parts += [f"{trainer.accumulate_grad_batches} batches accumulated"] * (trainer.accumulate_grad_batches > 1)
     optimizer = run.system.make_optimizer()
     rates = " and ".join(dict.fromkeys(f"{group['lr']:.3g}" for group in optimizer.param_groups))
     console.print(
         f"training    {total_steps(trainer):,} steps of {sequences:,} sequences "
-        f"({up_to}{sequences * data.block_size:,} tokens), {type(optimizer).__name__}, learning rate {rates}"
+        f"({', '.join(parts)}), {type(optimizer).__name__}, learning rate {rates}"
     )
     threads = torch.get_num_threads()
     device = f"{trainer.strategy.root_device}, {trainer.precision}, {threads} thread{'s' * (threads > 1)}"

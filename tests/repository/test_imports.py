@@ -44,7 +44,8 @@ ROOMS = {
     ),
     "the program, with Hydra": (
         *("cli.sweep", "cli.__init__", "cli.signatures", "cli.trust", "cli.config", "cli.overrides"),
-        *("cli.own_settings", "cli.annotations", "cli.complaints", "cli.limits", "cli.build"),
+        *("cli.own_settings", "cli.processes", "cli.watch", "cli.annotations", "cli.complaints", "cli.limits"),
+        *("cli.build",),
         *("cli.restore", "cli.start", "cli.run", "cli.resume", "cli.summary", "cli.fit", "cli.evaluate"),
         *(
             "cli.export",
@@ -90,6 +91,7 @@ NO_TORCH_AT_ONCE = {
     "gguf_tokenizer",
     "optim",
     "cli.config",
+    "cli.processes",
     "cli.main",
     "cli.sweep",
     "cli.__init__",
