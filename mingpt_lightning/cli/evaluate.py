@@ -32,12 +32,12 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
     evaluate = run.trainer.validate if split == "val" else run.trainer.test
     with one_job(), watched(run.trainer, run_folder(), cfg.process_timeout):
         found = evaluate(run.system, datamodule=run.datamodule, verbose=False)
-    if not found:
-        key = f"trainer.limit_{split}_batches"
-        raise UserError(f"{key}=0 leaves nothing to evaluate", key, "Use 1 or more.")
-    metrics = dict(found[0])
-    result = Result(cfg.task, metrics, run.steps, run.checkpoint)
-    report(run, result)
+        if not found:
+            key = f"trainer.limit_{split}_batches"
+            raise UserError(f"{key}=0 leaves nothing to evaluate", key, "Use 1 or more.")
+        metrics = dict(found[0])
+        result = Result(cfg.task, metrics, run.steps, run.checkpoint)
+        report(run, result)
     file = None
     if folder is not None:
         save_config(cfg, folder)

@@ -62,9 +62,9 @@ def run_task(cfg: DictConfig, started: float) -> float | None:
                     say_how_to_resume(run)
                 raise
             result = evaluate_best(run)
-        if run.trainer.is_global_zero:
-            write_summary(run, result, folder / "summary.json")
-        report(run, result)  # in every process: it may take all of them to compute an example
+            if run.trainer.is_global_zero:
+                write_summary(run, result, folder / "summary.json")
+            report(run, result)  # in every process: it may take all of them to compute an example
         if run.trainer.is_global_zero:
             console.print(f"run folder  {folder}", markup=False)
             draw_curves(folder)
