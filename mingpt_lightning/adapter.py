@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mingpt_lightning import llama
+from mingpt_lightning.architectures import CONV1D, architecture_of
 from mingpt_lightning.errors import UserError, nearest, require_number, require_positive
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import write_file
@@ -125,13 +126,13 @@ def save_adapter(gpt: GPT, folder: str | Path) -> None:
         raise UserError("the model has no adapter", "adapter", "Save it by save_pretrained.")
     from peft import LoraConfig
 
-    kind = llama.architecture_of(gpt.config)
+    linear = architecture_of(gpt) not in CONV1D
     weights: dict[str, torch.Tensor] = {}
     for name, _ in gpt.named_modules():
         if name.endswith(".lora_A"):
             whole = to_hf_name(f"{name.removesuffix('.lora_A')}.weight")
             A, B = (next(gpt.get_submodule(name[:-1] + side).parameters()).detach() for side in "AB")
-            pieces = llama.under_llama_names([(whole, B)], gpt.config) if kind else [(f"transformer.{whole}", B)]
+            pieces = llama.under_llama_names([(whole, B)], gpt.config) if linear else [(f"transformer.{whole}", B)]
             for theirs, rows in pieces:
                 place = f"base_model.model.{theirs.removesuffix('.weight')}"
                 weights |= {f"{place}.lora_A.weight": A.clone(), f"{place}.lora_B.weight": rows.clone()}
@@ -145,7 +146,7 @@ def save_adapter(gpt: GPT, folder: str | Path) -> None:
         lora_dropout=settings["dropout"],
         use_rslora=settings["use_rslora"],
         target_modules=sorted({name.split(".")[-3] for name in weights}),
-        fan_in_fan_out=kind is None,
+        fan_in_fan_out=not linear,
         inference_mode=True,
     ).to_dict()
     write_file(Path(folder) / "adapter_model.safetensors", weights)

@@ -302,8 +302,8 @@ class GPT(nn.Module):
         return from_pretrained(name, revision, **changes)
 
     def save_pretrained(self, folder: str | Path, tokenizer: "Tokenizer | None" = None, **facts: Any) -> None:
-        """Write a folder that transformers loads; see `mingpt_lightning.pretrained`, and `card.Facts` for `facts`."""
-        from mingpt_lightning.pretrained import save_pretrained
+        """Write a folder that transformers loads; see `mingpt_lightning.saving`, and `card.Facts` for `facts`."""
+        from mingpt_lightning.saving import save_pretrained
 
         save_pretrained(self, folder, tokenizer, **facts)
 

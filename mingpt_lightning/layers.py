@@ -106,9 +106,13 @@ def scale_as_llama3(
 ) -> Tensor:
     """Slow rotations are `factor` times slower, fast ones stay, and between them it is interpolated.
 
-    Slow, fast: less than `low_freq_factor`, more than `high_freq_factor` turns within the original positions.
+    Slow, fast: less than `low_freq_factor`, more than `high_freq_factor` turns within the original positions. Raises
+    UserError where the first isn't less than the second.
     Source: Grattafiori et al. 2024, "Llama 3", and the code of Llama 3.1.
     """
+    if low_freq_factor >= high_freq_factor:
+        what = f"rope_scaling has low_freq_factor={low_freq_factor}, and high_freq_factor={high_freq_factor}"
+        raise UserError(what, "rope_scaling", "Give a high_freq_factor that is larger.")
     turns = original_max_position_embeddings * frequencies / (2 * math.pi)
     kept = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0, 1)
     return (1 - kept) * frequencies / factor + kept * frequencies

@@ -173,6 +173,9 @@ def rotation(config: dict[str, Any], path: Path) -> tuple[float, dict[str, Any] 
         if type(settings.get(name)) not in (int, float) or not 0 < settings[name] < 1e12:
             what = f"{path} has {name}={str(settings.get(name))[:60]} for rope_type={kind}, not a positive number"
             raise CheckpointError(what, WHERE, FIX)
+    if kind == "llama3" and settings["low_freq_factor"] >= settings["high_freq_factor"]:
+        what = f"{path} has low_freq_factor={settings['low_freq_factor']}, which is not less than high_freq_factor"
+        raise CheckpointError(what, WHERE, FIX)
     return float(theta), {"rope_type": kind, **{name: settings[name] for name in wanted[kind]}}
 
 
@@ -214,17 +217,6 @@ def under_gpt2_names(tensors: Iterable[tuple[str, Tensor]], name: str) -> Iterat
         layer, kind = whole.split(".")[1], whole.rpartition(".")[2]
         what = f"{name} has no model.layers.{layer}.{missing}.{kind}"
         raise CheckpointError(what, WHERE, "Download it again.")
-
-
-def architecture_of(ours: dict[str, Any]) -> str | None:
-    """Which of these architectures computes what a GPT of these constructor arguments does; None if none does."""
-    like = {"mlp": "gated", "norm": "rmsnorm", "norm_order": "pre", "position": "rotary", "logit_softcap": None}
-    like["n_output"] = None
-    if any(ours[name] != value for name, value in like.items()) or ours["activation"] not in ACTIVATIONS.values():
-        return None
-    own = {name: ours[name] for name in ("bias", "qk_norm")}
-    kinds = [kind for kind, it in ARCHITECTURES.items() if {"qk_norm": False} | it.arguments == own]
-    return kinds[0] if kinds else None
 
 
 def llama_config(kind: str, ours: dict[str, Any]) -> dict[str, Any]:

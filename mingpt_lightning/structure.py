@@ -97,16 +97,20 @@ def own_layers(gpt: GPT) -> list[str]:
 
 
 def check_exportable(gpt: GPT) -> None:
-    """Raise UserError for a model that computes something else than `GPT` makes from the same config."""
+    """Raise UserError for a model that computes something else than `GPT` makes from the same config.
+
+    An adapter, which can be merged, is no difference.
+    """
     own = [layer for layer in own_layers(gpt) if layer != class_name(type(gpt))]
     if is_own(gpt, "forward", "hidden", "logits"):
         own.append(class_name(type(gpt)))
     own += [f"hook of {name or 'GPT'}" for name, module in gpt.named_modules() if not is_exactly(module, type(module))]
     ours, stock = (
-        {name: w.shape for name, w in model.named_parameters()} for model in (gpt, without_memory(gpt.config))
+        {name.replace(".base_layer", ""): w.shape for name, w in model.named_parameters() if ".lora_" not in name}
+        for model in (gpt, without_memory(gpt.config))
     )
     own += [f"parameter {name}" for name, shape in ours.items() if stock.get(name) != shape]
     own += [f"shared {name}" for name in stock if name not in ours]
     if own:
-        what = f"transformers' GPT-2 has no {own[0]}"
-        raise UserError(what, "model", "Only models with exactly the layers of GPT-2 can be exported.")
+        fix = "Only models with exactly the layers of GPT can be exported."
+        raise UserError(f"transformers has no {own[0]}", "model", fix)

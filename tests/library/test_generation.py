@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mingpt_lightning import GPT, UserError
 from mingpt_lightning.generation import Sampling, sample
-from mingpt_lightning.pretrained import to_hf_name, transpose_conv1d
+from mingpt_lightning.weights import to_hf_name, transpose_conv1d
 from tests.common import MakeGPT
 
 V, T = 11, 8  # the sizes of `make_gpt`

@@ -34,7 +34,7 @@ CHOICES: dict[str, dict[str, Any]] = {
     "all": {**MODERN, "norm": "rmsnorm", "activation": "relu_squared", "logit_softcap": 15.0},
 }
 EXPORTED = ("init=zero_residual", "tie_embeddings=False", "bias=False", "activation=relu_squared", "bias=qkv")
-EXPORTED += ("activation=quick_gelu", "llama", "qwen3")
+EXPORTED += ("activation=quick_gelu", "llama", "qwen3", "norm_order=post")
 """What an architecture in transformers computes too, or what leaves no trace."""
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1]])

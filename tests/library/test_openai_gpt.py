@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+from transformers import AutoModelForCausalLM, OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
 from mingpt_lightning import GPT
 from mingpt_lightning.errors import CheckpointError, UserError
@@ -49,6 +50,39 @@ def test_what_gpt_would_compute_differently_is_refused(tmp_path: Path) -> None:
         path.write_text(json.dumps(json.loads(before) | changes))
         with pytest.raises(CheckpointError, match=message):
             GPT.from_pretrained(tmp_path)
-    path.write_text(before)
-    with pytest.raises(UserError, match="has no norm_order=post"):
-        GPT.from_pretrained(tmp_path).save_pretrained(tmp_path / "out")
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "relu", "n_inner": 128}, {"activation": "silu"}], ids=str)
+@pytest.mark.parametrize("changes", [{"dropout": [0.1, 0.2, 0.3]}, {"norm_eps": 1e-3, "bias": False}], ids=str)
+def test_what_we_write_transformers_computes_alike(
+    options: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    gpt = GPT(60, 24, n_layer=2, n_head=4, n_embd=32, norm_order="post", **options, **changes).eval()
+    with torch.no_grad():
+        for weight in gpt.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    gpt.save_pretrained(tmp_path / "ours")
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "ours").eval()
+    assert type(theirs) is OpenAIGPTLMHeadModel
+    tokens = torch.randint(60, (3, 24))
+    torch.testing.assert_close(gpt(tokens), theirs(tokens).logits, rtol=0, atol=1e-5)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = GPT.from_pretrained(tmp_path / "theirs")
+    assert again.config == gpt.config | {"n_inner": None, "bias": True}
+    torch.testing.assert_close(again(tokens), gpt(tokens), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_inner": 40}, "transformers' GPT-1 has no n_inner=40"),
+        ({"activation": "gelu"}, "transformers' GPT-1 has no activation=gelu"),
+        ({"position": "rotary"}, "has no position=rotary"),
+    ],
+)
+def test_what_gpt_1_lacks_is_not_written(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    gpt = GPT(60, 24, n_layer=2, n_head=4, n_embd=32, norm_order="post", **options)
+    with pytest.raises(UserError, match=message):
+        gpt.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

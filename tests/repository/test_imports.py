@@ -27,8 +27,10 @@ ROOMS = {
         "openai_gpt",
         "imagegpt",
         "llama",
+        "architectures",
         "adapter",
         "pretrained",
+        "saving",
         "completion",
     ),
     "data, optimizers, metrics": ("objective", "optim", "shards", "muon", "dataset", "datamodule", "metrics"),
@@ -63,7 +65,7 @@ ROOMS = {
 MODULES = [module for modules in ROOMS.values() for module in modules]
 """The order of imports. `__init__`, which holds the version and imports public names when they are used, is first."""
 
-UPWARD = {("gpt", "generation"), ("gpt", "pretrained")}
+UPWARD = {("gpt", "generation"), ("gpt", "pretrained"), ("gpt", "saving")}
 """The exceptions: GPT's three short methods `generate`, `from_pretrained` and `save_pretrained`."""
 
 LIGHTNING = MODULES.index("datamodule")
