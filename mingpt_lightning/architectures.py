@@ -67,7 +67,7 @@ def architecture_of(gpt: GPT) -> str:
         kind: [name for name, values in needs.items() if gpt.config[name] not in values]
         for kind, needs in wanted(gpt.config).items()
     }
-    kind = min(different, key=lambda kind: len(different[kind]))  # of equals the first: GPT-1, whose order of norms is seen first; a Llama, not a Mistral
+    kind = min(different, key=lambda kind: len(different[kind]))  # of equals the first
     for name in different[kind]:
         what = f"transformers' {NAMES.get(kind, kind.capitalize())} has no {name}={gpt.config[name]}"
         fix = "Only models with the layers of GPT-1, GPT-2, ImageGPT, Llama, Qwen2 or Qwen3 can be exported."

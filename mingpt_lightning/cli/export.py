@@ -19,6 +19,7 @@ from mingpt_lightning.errors import ResourceError, UserError, nearest
 from mingpt_lightning.gguf_file import is_gguf
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.hub import is_hub_id
+from mingpt_lightning.imagegpt import COLOURS
 from mingpt_lightning.pretrained import from_pretrained
 from mingpt_lightning.storage import KEY
 from mingpt_lightning.tokenizer import Tokenizer
@@ -63,9 +64,11 @@ def export(cfg: DictConfig, folder: Path, **facts: Any) -> str:
         save_adapter(gpt, folder)
         return "an adapter in peft's format"
     gpt.save_pretrained(folder, tokenizer, **known | facts)
+    dtype = str(gpt.head.weight.dtype).removeprefix("torch.")
+    if (folder / COLOURS).exists():
+        return f"{dtype}, with its colours"
     lacks = tokenizer is None or tokenizer.hugging_face() is None
     why = "tokenizer= gives it one" if tokenizer is None else "transformers has none for this notation"
-    dtype = str(gpt.head.weight.dtype).removeprefix("torch.")
     return f"{dtype}{f', without a tokenizer: {why}' * lacks}"
 
 

@@ -15,6 +15,7 @@ SIZES = {"vocab_size": 60, "block_size": 24, "n_layer": 2, "n_head": 4, "n_embd"
 LLAMA = {"mlp": "gated", "norm": "rmsnorm", "position": "rotary", "bias": False, "activation": "silu"}
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft 0.21
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"norm_order": "post"}, LLAMA], ids=str)
 def test_peft_computes_with_the_base_and_the_adapter_that_we_write(options: dict[str, Any], tmp_path: Path) -> None:
     from peft import PeftModel
@@ -44,7 +45,7 @@ def test_peft_computes_with_the_base_and_the_adapter_that_we_write(options: dict
     ],
     ids=str,
 )
-def test_an_adapter_of_what_transformers_lacks_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_adapter_that_no_base_has_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     gpt = GPT(**SIZES, **options)  # type: ignore[arg-type]
     if not options:
         gpt.blocks[0].mlp.activation = nn.Tanh()  # type: ignore[union-attr]

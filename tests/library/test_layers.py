@@ -151,6 +151,13 @@ def test_an_unknown_name_is_answered_with_the_known_ones(name: str) -> None:
             {"rope_scaling": {"rope_type": "linear", "factor": "x"}},
             "has factor=x is not a number above 0",
         ),
+        (
+            {
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8}
+                | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}
+            },
+            "low_freq_factor=4.0, and high_freq_factor=4.0",
+        ),
         ({"rope_scaling": 5}, "rope_scaling=5 is no mapping"),
         ({"bias": [1]}, r"bias=\[1\] is not known"),
         ({"bias": 1}, "bias=1 is not known"),

@@ -108,6 +108,13 @@ def test_what_a_config_leaves_out_is_as_in_transformers(config: dict[str, Any], 
             "rope_type=yarn, and this GPT takes default",
         ),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor=None for rope_type=linear, not a positive number"),
+        (
+            {
+                "rope_parameters": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8}
+                | {"low_freq_factor": 4.0, "high_freq_factor": 4.0}
+            },
+            "low_freq_factor=4.0, which is not less than high_freq_factor",
+        ),
         ({"rope_parameters": [1]}, "rope settings"),
         ({"rope_parameters": {"rope_theta": -1}}, "rope_theta=-1, not a positive number"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rotates a part of each head"),

@@ -254,3 +254,15 @@ def test_the_dtype_of_an_export(cli: Cli, make_gpt: MakeGPT, before: str, option
     assert json.loads(Path("out/config.json").read_text())["dtype"] == after
     code, _, err = cli("task=export", "model=gpt2-pretrained", "model.name=in", "dtype=float63", "output=more")
     assert (code, "Did you mean 'float32'" in err) == (2, True)
+
+
+def test_an_imagegpt_goes_out_with_its_colours(cli: Cli) -> None:
+    from projects.pixels.datamodule import PixelTokenizer
+
+    tokenizer = PixelTokenizer(palette=[[0, 0, 0], [255, 255, 255]], size=[3, 3])
+    own = {"n_output": 2, "tie_embeddings": False, "norm": "rmsnorm"}
+    GPT(3, 9, n_layer=1, n_head=2, n_embd=8, **own).save_pretrained("in", tokenizer)  # type: ignore[arg-type]
+    code, _, err = cli("task=export", PRETRAINED[0], "model.name=in", "output=out")
+    assert code == 0, err
+    assert "exported    out, float32, with its colours\n" in err
+    assert Path("out/preprocessor_config.json").read_bytes() == Path("in/preprocessor_config.json").read_bytes()
