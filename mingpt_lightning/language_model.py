@@ -229,6 +229,8 @@ class LanguageModel(pl.LightningModule):
     def log_evaluation(self, stage: str) -> None:
         """Log the metrics of all batches of an evaluation; and those of each loader under Lightning's names for it."""
         by_loader = {loader: torch.stack(rows).cpu().double().sum(dim=0) for loader, rows in self.sums.items()}
+        if self.device.type == "cuda":  # NCCL sends what is on a GPU only
+            by_loader = {loader: its.to(self.device) for loader, its in by_loader.items()}
         sums = torch.stack([*by_loader.values()]).sum(dim=0)
         values = metrics_of(self.trainer.strategy.reduce(sums, reduce_op="sum"), self.tokenizer)
         if not math.isfinite(values["loss"]) and self.trainer.state.fn == "fit":
@@ -284,6 +286,11 @@ class LanguageModel(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer, total = self.make_optimizer(), total_steps(self.trainer)
+        if self.trainer.precision == "16-mixed" and self.trainer.gradient_clip_val:
+            # A fused optimizer would undo the loss scaling itself, after the gradients are clipped.
+            optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+            for group in optimizer.param_groups:
+                group.update({"fused": False} if "fused" in group else {})
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.scheduler(step, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

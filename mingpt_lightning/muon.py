@@ -95,7 +95,9 @@ class Muon(torch.optim.Optimizer):
         momenta = [self.state[weight]["momentum"] for weight in weights]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         rows, columns = weights[0].shape
-        directions = torch.stack([*map(whole, torch._foreach_lerp(grads, momenta, group["momentum"]))])
+        nesterov = [grad.clone() for grad in grads]
+        torch._foreach_lerp_(nesterov, momenta, group["momentum"])  # in place: DTensor has no other before torch 2.13
+        directions = torch.stack([*map(whole, nesterov)])
         dtype = fast_dtype(directions.device, min(rows, columns))
         updates = orthogonalize(directions.to(dtype), group["steps"]).to(directions.dtype)
         if group["weight_decay"]:
