@@ -5,6 +5,7 @@ The only place that calls Hydra's `instantiate`; what fails in there is the conf
 
 import contextlib
 import inspect
+import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -207,6 +208,8 @@ def build_trainer(
         raise UserError(what, "trainer.strategy", "Use trainer.strategy=ddp, which starts this program anew in each.")
     check_machine(trainer)
     use_launcher(trainer)
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:  # processes share the cores
+        torch.set_num_threads(max(1, torch.get_num_threads() // trainer.num_devices))
     if global_batch_size is not None:
         trainer.accumulate_grad_batches = accumulation(global_batch_size, batch_size, trainer.world_size)
         if accumulated not in (1, trainer.accumulate_grad_batches):

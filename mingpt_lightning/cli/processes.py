@@ -215,34 +215,35 @@ def accumulation(global_batch_size: int, batch_size: int, processes: int) -> int
 
 @contextlib.contextmanager
 def one_job() -> Iterator[None]:
-    """Have Lightning's launcher start the other processes of a sweep's job with this one job.
+    """Within this, Lightning's launcher may start the other processes of this one job, and leaves nothing behind.
 
-    It rebuilds their command from sys.argv, which is the whole sweep's. Within a single run this does nothing.
+    It rebuilds their command from sys.argv, which within a sweep is the whole sweep's; and what it puts into the
+    environment would make the next training of this process wait for them.
     """
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN or placed() is not None:
+    if placed() is not None:
         yield
         return
     import torch
 
     import __main__
 
-    argv, spec = sys.argv, __main__.__spec__
+    argv, spec, first = sys.argv, __main__.__spec__, sys.argv[0]
     before = {name: os.environ[name] for name in RENDEZVOUS if name in os.environ}
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    kept = [item for item in hydra.overrides.hydra if item.lstrip("+").startswith("hydra.searchpath=")]
-    first = argv[0]
-    if spec is not None and spec.name.partition(".")[0] in ("joblib", "submitit"):  # a launcher's worker
-        first, __main__.__spec__ = str(Path(__file__).parent.parent / "__main__.py"), None
-    options = ["--config-name", str(hydra.job.config_name), *(["--config-dir", folders[0]] if folders else [])]
-    sys.argv = [first, *options, *hydra.overrides.task, *kept, "hydra.mode=RUN"]
-    node = HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
-    with read_write(node):
-        node.run.dir = hydra.runtime.output_dir
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        hydra, node = HydraConfig.get(), HydraConfig.instance().cfg.hydra  # type: ignore[union-attr]
+        if spec is not None and spec.name.partition(".")[0] in ("joblib", "submitit"):  # a launcher's worker
+            first, __main__.__spec__ = str(Path(__file__).parent.parent / "__main__.py"), None
+        folders = [source.path for source in hydra.runtime.config_sources if source.provider == "command-line"]
+        places = [item for item in hydra.overrides.hydra if item.lstrip("+").startswith("hydra.searchpath=")]
+        options = ["--config-name", str(hydra.job.config_name), *(["--config-dir", folders[0]] if folders else [])]
+        sys.argv = [first, *options, *hydra.overrides.task, *places, "hydra.mode=RUN"]
+        with read_write(node):
+            node.run.dir = hydra.runtime.output_dir
     try:
         yield
     finally:
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        ended_well = sys.exc_info()[0] is None  # otherwise others may be gone, and this would wait for them
+        if ended_well and torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         sys.argv, __main__.__spec__ = argv, spec
         for name in RENDEZVOUS:
