@@ -15,17 +15,19 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.collectives.torch_collective import default_pg_timeout
-from pytorch_lightning.callbacks import StochasticWeightAveraging
+from pytorch_lightning.callbacks import StochasticWeightAveraging, WeightAveraging
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ModelParallelStrategy, ParallelStrategy
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-from mingpt_lightning.averages import averages
 from mingpt_lightning.checkpoint import read_checkpoint
 from mingpt_lightning.errors import UserError
 from mingpt_lightning.gpt import GPT
 from mingpt_lightning.shards import divided, gathered
+
+PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")
+"""What Lightning supports where weights are divided."""
 
 
 def shard(gpt: GPT, mesh: DeviceMesh) -> None:
@@ -116,11 +118,16 @@ def divided_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
     return {**state, "state": own}
 
 
-def check_divisible(system: Any) -> None:
-    """Raise UserError for a training that can't be divided."""
-    if averages(system.trainer) or any(isinstance(c, StochasticWeightAveraging) for c in system.trainer.callbacks):
+def check_callbacks(callbacks: list[pl.Callback]) -> None:
+    """Raise UserError for a callback that averages weights: it takes whole ones."""
+    if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in callbacks):
         fix = "Leave the callback out, or use trainer=ddp, where each process has all weights."
         raise UserError("averages of weights that are divided over processes are not supported", "callbacks", fix)
+
+
+def check_divisible(system: Any) -> None:
+    """Raise UserError for a training that can't be divided."""
+    check_callbacks(system.trainer.callbacks)
     own = [name for name, w in system.named_parameters() if w.requires_grad and not name.startswith("gpt.")]
     if own:
         what = f"{type(system).__name__} trains {own[0]}, which is not a weight of the GPT"

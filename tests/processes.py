@@ -5,6 +5,7 @@ pair of them, and what it came to lies in FOLDER.
 """
 
 import json
+import math
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity
 
 from mingpt_lightning import GPT, LanguageModel
 from mingpt_lightning.adapter import add_lora
@@ -116,11 +118,42 @@ def main(folder: Path, rank: str, port: str) -> None:
         train(folder / f"{strategy}-bf16", strategy, precision="bf16-true")
         train(folder / f"{strategy}-value", strategy, gradient_clip_algorithm="value", gradient_clip_val=0.01)
         train(folder / f"{strategy}-adapter", strategy, change=partial(add_lora, r=2))
+    pairs = (("ddp", "adamw"), ("fsdp", "adamw"), ("fsdp", "muon"))
+    found["traffic"] = {
+        f"{strategy}-{optimizer}": traffic(folder, strategy, optimizer) for strategy, optimizer in pairs
+    }
     found["best"] = best_weights_are_loaded(folder)
     found["divergence"] = divergence(folder)
     found["choices"] = {name: shards_alike(choice) for name, choice in choices().items()}
     if int(os.environ["LOCAL_RANK"]) == 0:
         (folder / "found.json").write_text(json.dumps(found))
+
+
+class Traffic(pl.Callback):
+    """Counts the numbers that this process hands to each kind of exchange in the third step, in `sent`."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, int] = {}
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 2:
+            self.profiler = torch.profiler.profile(activities=[ProfilerActivity.CPU], record_shapes=True).__enter__()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 3:
+            self.profiler.__exit__(None, None, None)
+            for event in self.profiler.events() or []:
+                if event.name in ("gloo:all_reduce", "gloo:all_gather"):
+                    kind = event.name.removeprefix("gloo:")
+                    self.sent[kind] = self.sent.get(kind, 0) + math.prod(event.input_shapes[0])
+
+
+def traffic(folder: Path, strategy: str, optimizer: str) -> dict[str, int]:
+    """What a step of a training exchanges; and the number of its parameters, and of those in hidden matrices."""
+    counter = Traffic()
+    gpt = train(folder / "traffic", strategy, optimizer=optimizer, callbacks=(counter,)).gpt
+    hidden = sum(weight.numel() for weight in gpt.blocks.parameters() if weight.dim() == 2)
+    return {**counter.sent, "parameters": gpt.n_parameters, "hidden": hidden}
 
 
 def best_weights_are_loaded(folder: Path) -> float:

@@ -28,6 +28,7 @@ from mingpt_lightning.cli.trust import OWN_CODE, trusted
 from mingpt_lightning.cli.watch import use_launcher
 from mingpt_lightning.device import fast_dtype, keep_memory, set_threads
 from mingpt_lightning.errors import UserError, nearest, resource_error
+from mingpt_lightning.sharding import PRECISIONS, ShardedStrategy, check_callbacks
 
 ALLOWED = (
     *("mingpt_lightning.", "projects.", "torch.optim.", "pytorch_lightning.Trainer"),
@@ -199,6 +200,7 @@ def build_trainer(
     set_threads(device, n_embd)
     if settings.precision == "auto":
         settings.precision = "bf16-mixed" if fast_dtype(device, n_embd) == torch.bfloat16 else "32-true"
+    check_strategy(settings, arguments["callbacks"])
     keep_memory()
     trainer: pl.Trainer = build(settings, "trainer", **arguments)
     if not hasattr(trainer, "val_check_interval"):  # it is a time, and Lightning 2.6 forgets what its callbacks read
@@ -217,6 +219,22 @@ def build_trainer(
             what += f"which makes it {trainer.accumulate_grad_batches}"
             raise UserError(what, "trainer.accumulate_grad_batches", "Leave it out.")
     return trainer
+
+
+def check_strategy(settings: DictConfig, callbacks: list[pl.Callback]) -> None:
+    """Raise UserError where weights can't be divided over processes as a Trainer's settings ask for."""
+    strategy = settings.strategy
+    target = leads_to(strategy.get("_target_")) if isinstance(strategy, DictConfig) else str(strategy)
+    if target.startswith("fsdp") or target.endswith((".FSDPStrategy", ".ModelParallelStrategy")):
+        what = f"trainer.strategy={target} writes checkpoints that nothing else reads"
+        raise UserError(
+            what, "trainer.strategy", "Use trainer=fsdp, which goes on with those of any number of processes."
+        )
+    if target == f"{ShardedStrategy.__module__}.{ShardedStrategy.__qualname__}":
+        check_callbacks(callbacks)
+        if settings.precision not in PRECISIONS:
+            what = f"precision={settings.precision} is not for weights that are divided over processes"
+            raise UserError(what, "trainer.precision", f"Use one of: {', '.join(PRECISIONS)}.")
 
 
 def device_for(accelerator: str) -> str:

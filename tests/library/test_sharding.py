@@ -111,6 +111,17 @@ def test_a_divided_model_loads_whole_weights(runs: Any) -> None:
     assert runs[1]["best"] == 0
 
 
+def test_what_a_step_exchanges(runs: Any) -> None:
+    """In numbers, of two processes; the norm of the gradient and the like take a few dozen more."""
+    ddp, fsdp, muon = (runs[1]["traffic"][name] for name in ("ddp-adamw", "fsdp-adamw", "fsdp-muon"))
+    P, few = ddp["parameters"], 100
+    assert ddp.get("all_gather", 0) == 0
+    assert P <= ddp["all_reduce"] < P + few
+    assert fsdp["all_gather"] == P  # half of the weights, twice
+    assert P <= fsdp["all_reduce"] < P + few  # gloo's way to reduce and scatter
+    assert muon["all_gather"] == P + fsdp["hidden"] // 2
+
+
 def test_a_divided_training_stops_before_it_diverges(runs: Any) -> None:
     assert "the weights were not updated" in runs[1]["divergence"]
 

@@ -1,5 +1,6 @@
 """When a run ends, which of its checkpoints is the best, and how it goes on from there."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,20 @@ def test_lightnings_own_last_file_would_replace_ours(cli: Cli) -> None:
     code, _, err = cli("--config-dir", "conf", *RUN, "callbacks=own", "trainer.max_steps=4")
     assert code == 2, err
     assert err.splitlines()[-1].startswith("error: ModelCheckpoint would write last.ckpt into")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["trainer.strategy=fsdp"], "Use trainer=fsdp"),
+        (["trainer=fsdp", "trainer.precision=64-true"], "Use one of: 32-true, bf16-mixed, bf16-true, 16-true"),
+        (["trainer=fsdp", "callbacks=ema"], "averages of weights .* use trainer=ddp"),
+    ],
+)
+def test_what_cannot_be_divided_over_processes(cli: Cli, options: list[str], line: str) -> None:
+    code, _, err = cli(*RUN, *options, "trainer.accelerator=cpu", "run_dir=run")
+    assert (code, err.count("\n"), Path("run").exists()) == (2, 1, False)
+    assert re.search(line, err)
 
 
 @pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook"])
