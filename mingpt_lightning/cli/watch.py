@@ -80,7 +80,7 @@ class Watch(threading.Thread):
         self.people: dict[int, tuple[str, int]] = {}  # host and process id of each
         self.reached = time.monotonic()  # when the store last answered
         self.trained = False  # training has begun
-        self.left: tuple[int, float] | None = None  # the exit code of a process that has left, and when that was seen
+        self.left: tuple[int, float, int] | None = None  # a process that has left: exit code, when seen, rank
 
     @property
     def children(self) -> list[Any]:
@@ -140,7 +140,7 @@ class Watch(threading.Thread):
                 text = f"error: {self.name_of(self.rank + local)} was killed by {signal.Signals(-code).name}"
                 self.end(f"{text}. {GO_ON}", 1)
             elif code and self.left is None:
-                self.left = code, time.monotonic()
+                self.left = code, time.monotonic(), self.rank + local
         grace = GRACE if self.trained else 2.0  # before, this one may be waiting for it for ever
         if self.left is not None and time.monotonic() - self.left[1] > grace:
             self.end_as_the_other()
@@ -161,19 +161,15 @@ class Watch(threading.Thread):
     def end_as_the_other(self) -> None:
         """End with the exit code of a process that has left, and its last words."""
         assert self.left is not None
-        code, words = self.left[0], self.last_words()
+        code, _, rank = self.left
         if code in (130, 143):
             self.end(f"stopped by {'SIGINT' if code == 130 else 'SIGTERM'}", code)
-        self.end(words or f"error: another process ended with exit code {code}. See {self.folder}/rank-*.log.", code)
-
-    def last_words(self) -> str:
-        """The error that another process has written into its log; empty if there is none."""
-        for rank in range(1, self.size):
-            with contextlib.suppress(OSError):
-                lines = log_file(self.folder, rank).read_text(errors="replace").splitlines()
-                if lines and lines[-1].startswith("error: "):
-                    return f"error: rank {rank}: {lines[-1].removeprefix('error: ')}"
-        return ""
+        log = log_file(self.folder, rank)
+        with contextlib.suppress(OSError, IndexError):
+            last = log.read_text(errors="replace").splitlines()[-1]
+            if last.startswith("error: "):
+                self.end(f"error: rank {rank}: {last.removeprefix('error: ')}", code)
+        self.end(f"error: {self.name_of(rank)} ended with exit code {code}. See {log}.", code)
 
     def reason(self) -> None:
         """Called by the main thread when a collective operation has failed: end for the reason of that, if it's known.
@@ -257,7 +253,7 @@ def watched(trainer: pl.Trainer, folder: Path, timeout: float) -> Iterator[None]
         watch.done.set()
         signal.set_wakeup_fd(before)
         os.close(write)
-        if watch.rank:
+        if watch.rank and not isinstance(sys.exc_info()[1], Exception):  # which will be printed into the log
             with contextlib.suppress(OSError):
                 if not log_file(folder, watch.rank).stat().st_size:
                     log_file(folder, watch.rank).unlink()

@@ -64,6 +64,41 @@ def test_a_rank_that_is_killed_while_they_look_for_each_other(tmp_path: Path) ->
     assert output.count("rank 1 was killed by SIGKILL") == 1
 
 
+BAD = """
+import pytorch_lightning as pl
+from mingpt_lightning import UserError
+
+
+class Bad(pl.Callback):
+    def __init__(self, kind):
+        self.kind = kind
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 4 and trainer.global_rank == 1:
+            raise UserError("no room", "disk", "Free some.") if self.kind == "mistake" else ValueError("a bug")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "expected", "line"),
+    [
+        ("mistake", 2, "error: rank 1: no room (disk). Free some."),
+        ("bug", 1, "ended with exit code 1. See run/rank-1.log."),
+    ],
+)
+def test_an_error_of_one_rank_ends_all(tmp_path: Path, kind: str, expected: int, line: str) -> None:
+    (tmp_path / "mylab").mkdir()
+    (tmp_path / "mylab" / "bad.py").write_text(BAD)
+    trust = {"PYTHONPATH": f"{tmp_path}", "MINGPT_LIGHTNING_TRUST": "mylab"}
+    bad = f"+callbacks.bad={{_target_: mylab.bad.Bad, kind: {kind}}}"
+    code, output, left = Training(tmp_path, *TWO, bad, **trust).end(60)
+    assert (code, left) == (expected, []), output
+    assert output.splitlines()[-1].endswith(line)
+    assert "Traceback" not in output
+    assert ("ValueError: a bug" in (tmp_path / "run/rank-1.log").read_text()) == (kind == "bug")
+
+
 def test_torchrun_sets_the_processes_and_all_use_the_folder_of_rank_0(tmp_path: Path) -> None:
     arguments = [item for item in RUN if not item.startswith("run_dir")]
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2"]
