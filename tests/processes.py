@@ -30,6 +30,7 @@ from mingpt_lightning.sharding import ShardedStrategy, shard
 from mingpt_lightning.shards import whole
 from projects.adder.datamodule import AdderDataModule
 from tests.common import ROOT
+from tests.layer_choices import CHOICES, SIZES
 
 OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adamw": partial(torch.optim.AdamW, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True),
@@ -179,9 +180,7 @@ def divergence(folder: Path) -> str:
 
 
 def choices() -> dict[str, dict[str, Any]]:
-    """The named choices of GPT, as `test_layers` has them."""
-    from tests.library.test_layers import CHOICES, SIZES
-
+    """The named choices of GPT, with sizes."""
     return {name: {**SIZES, **choice} for name, choice in CHOICES.items()}
 
 

@@ -14,7 +14,7 @@ from mingpt_lightning import LanguageModel, UserError
 from mingpt_lightning.sharding import check_divisible
 from mingpt_lightning.storage import load_checkpoint
 from tests.common import MakeGPT, MakeTrainer
-from tests.library.test_layers import CHOICES
+from tests.layer_choices import CHOICES
 from tests.processes import OPTIMIZERS, in_two_processes, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
