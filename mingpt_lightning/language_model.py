@@ -28,7 +28,7 @@ from mingpt_lightning.loop_state import log_step, total_steps, validation_is_due
 from mingpt_lightning.loss import cross_entropy_sum
 from mingpt_lightning.metrics import metric_sums, metrics_of
 from mingpt_lightning.optim import OptimizerFactory, Schedule, cosine, lr_for_width, parameter_groups
-from mingpt_lightning.recompute import recompute_blocks
+from mingpt_lightning.recompute import keep_activations, recompute_blocks
 from mingpt_lightning.restore import is_plain, metadata, own_arguments, restore
 from mingpt_lightning.shards import whole
 from mingpt_lightning.shuffle import mix
@@ -67,13 +67,12 @@ class LanguageModel(pl.LightningModule):
         super().__init__()
         check_methods(gpt)
         lr = lr_for_width(3.5e-4, gpt.config["n_embd"])
-        if recompute:
-            recompute_blocks(gpt)
         self.gpt = gpt.train()  # a pretrained one is in evaluation mode, and Lightning would leave it there
         self.optimizer = optimizer or partial(torch.optim.AdamW, lr=lr, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
         self.scheduler = scheduler or cosine
         self.tokenizer = tokenizer
         self.config = config or {}
+        self.recompute = recompute
         lengths = None if tokenizer is None else tokenizer.byte_lengths
         self.register_buffer("byte_lengths", None if lengths is None else torch.from_numpy(lengths), persistent=False)
         rates = gpt.config["dropout"]
@@ -111,9 +110,12 @@ class LanguageModel(pl.LightningModule):
                 module.training = self.modes.get(name, module.training)
         self.modes = {name: module.training for name, module in self.named_modules()}
         keep_buffers(self.trainer)
+        if self.recompute:
+            recompute_blocks(self.gpt)
 
     def on_fit_end(self) -> None:
         self.modes = None
+        keep_activations(self.gpt)
 
     def on_train_start(self) -> None:
         self.accumulated_loss = self.accumulated_tokens = 0  # an earlier training may have been interrupted

@@ -14,6 +14,13 @@ def recompute_blocks(gpt: GPT) -> None:
     Dropout draws the same masks again. Nothing changes without gradients.
     Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", section 3.
     """
+    keep_activations(gpt)
     for block in gpt.blocks:
-        if "forward" not in vars(block):
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def keep_activations(gpt: GPT) -> None:
+    """Undo `recompute_blocks`."""
+    for block in gpt.blocks:
+        if getattr(block.forward, "func", None) is checkpoint:
+            del block.forward
