@@ -319,7 +319,7 @@ def test_a_validation_amid_an_accumulation_is_in_the_row_of_its_step(cli):
 def test_readme_shows_what_is_printed(cli):
     """The lines of README's block are those of a run, but for figures and the time."""
     block = (ROOT / "README.md").read_text().split("<!-- terminal output")[1].split("```")[1]
-    code, _, err = cli("trainer.max_steps=700")
+    code, _, err = cli("trainer.max_steps=20", "trainer.val_check_interval=10")
     assert code == 0
 
     def shape(text):

@@ -22,7 +22,7 @@ LONG = (
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_ctrl_c_saves_everything_so_far(tmp_path, number):
     arguments = [sys.executable, str(ROOT / "main.py"), "run_dir=run", *LONG]
     with subprocess.Popen(arguments, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:

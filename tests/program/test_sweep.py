@@ -54,14 +54,18 @@ JOBLIB = pytest.param(("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"), id="
 @pytest.mark.parametrize("launcher", [(), JOBLIB])
 def test_a_failed_job_is_in_the_table_and_in_the_exit_code(cli: Cli, tmp_path: Path, launcher: tuple[str, ...]) -> None:
     jobs = ("-m", "run_dir=sweep", *TINY[2:], "model.n_layer=1", "model.n_head=3,2", *launcher)
-    command = [sys.executable, str(ROOT / "main.py"), *jobs]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
-    assert run.returncode == 2, run.stderr
-    assert "Traceback" not in run.stderr
-    assert columns(run.stderr) == ["job", "model.n_head", "val/loss"]
+    if launcher:
+        command = [sys.executable, str(ROOT / "main.py"), *jobs]
+        run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
+        code, err = run.returncode, run.stderr
+    else:
+        code, _, err = cli(*jobs)
+    assert code == 2, err
+    assert "Traceback" not in err
+    assert columns(err) == ["job", "model.n_head", "val/loss"]
     text = "n_embd=16 is not divisible by n_head=3 (model.n_embd)"
-    assert f"error: {text}" in run.stderr
-    assert f"job 0 failed  {text}" in run.stderr
+    assert f"error: {text}" in err
+    assert f"job 0 failed  {text}" in err
     with open("sweep/sweep.csv") as stream:
         first, second = csv.DictReader(stream)
     assert first["val/loss"].startswith(f"failed: {text}")
