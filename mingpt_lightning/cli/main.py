@@ -107,6 +107,7 @@ def run_command(arguments: list[str]) -> None:
     overrides, folder = refuse_options(rest)
     try:
         check_sweep(arguments)
+        is_first_process()  # for what is wrong in the environment
     except UserError as error:
         fail(error)
     folders = [*folder, *map(str, declared_configs())]

@@ -43,45 +43,53 @@ class Place(NamedTuple):
     local_size: int
 
 
+def number(name: str, default: int) -> int:
+    """A number in the environment. Raises UserError for something else."""
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal():
+        raise UserError(f"{name}={value} is not a number", "environment", "Correct it, or unset it.")
+    return int(value)
+
+
 def placed() -> Place | None:
     """The place of this process among several that something else has started; None where it is alone, so far.
 
     Raises UserError where the environment is incomplete: two processes would each train by themselves in one folder.
     """
     get = os.environ.get
-    if int(get("WORLD_SIZE") or 1) > 1 and ("LOCAL_RANK" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ):
-        size, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
-        local_size = int(get("LOCAL_WORLD_SIZE") or size)
-        rank = int(get("RANK") or int(get("NODE_RANK") or get("GROUP_RANK") or 0) * local_size + local)
+    if number("WORLD_SIZE", 1) > 1 and "LOCAL_RANK" in os.environ:
+        size, local = number("WORLD_SIZE", 1), number("LOCAL_RANK", 0)
+        local_size = number("LOCAL_WORLD_SIZE", size)
+        rank = number("RANK", number("NODE_RANK", number("GROUP_RANK", 0)) * local_size + local)
         launcher = "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "Lightning" if PARENT in os.environ else None
         return Place(launcher or "the environment", rank, local, size, local_size)
-    if int(get("WORLD_SIZE") or 1) > 1 and "RANK" in os.environ:
+    if number("WORLD_SIZE", 1) > 1 and {"RANK", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
         what = f"WORLD_SIZE={get('WORLD_SIZE')} is set and LOCAL_RANK isn't"
         raise UserError(what, "environment", "Start the processes by torchrun, which sets both, or unset WORLD_SIZE.")
-    tasks = int(get("SLURM_NTASKS") or 1)
+    tasks = number("SLURM_NTASKS", 1)
     if tasks > 1 and get("SLURM_JOB_NAME") not in ("bash", "interactive"):
         if not {"SLURM_STEP_ID", "SLURM_STEPID"} & os.environ.keys() and get("SLURM_PROCID", "0") == "0":
             what = f"this SLURM job has {tasks} tasks, and this process was not started by srun"
             raise UserError(what, "environment", f"Type: srun {program()} {' '.join(sys.argv[1:])}".rstrip())
-        local_size = tasks // int(get("SLURM_NNODES") or get("SLURM_JOB_NUM_NODES") or 1)
-        return Place("srun", int(get("SLURM_PROCID") or 0), int(get("SLURM_LOCALID") or 0), tasks, local_size)
+        local_size = tasks // max(1, number("SLURM_NNODES", number("SLURM_JOB_NUM_NODES", 1)))
+        return Place("srun", number("SLURM_PROCID", 0), number("SLURM_LOCALID", 0), tasks, local_size)
     for size_of, rank_of, local_of, local_size_of in (
         ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
         ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ):
-        if (size := int(get(size_of) or 1)) > 1 and tasks == 1:
+        if (size := number(size_of, 1)) > 1 and tasks == 1:
             if find_spec("mpi4py") is None:
                 what = f"mpirun has started {size} processes, which find each other through mpi4py"
                 raise UserError(what, "environment", "Install mpi4py, or start them by torchrun.")
-            rank = int(get(rank_of) or 0)
-            return Place("mpirun", rank, int(get(local_of) or rank), size, int(get(local_size_of) or size))
+            rank = number(rank_of, 0)
+            return Place("mpirun", rank, number(local_of, rank), size, number(local_size_of, size))
     return None
 
 
 def is_first_process() -> bool:
     """Whether this is the process that writes files and messages: rank 0."""
     place = placed()
-    return int(os.environ.get("NODE_RANK") or 0) == 0 if place is None else place.rank == 0
+    return number("NODE_RANK", 0) == 0 if place is None else place.rank == 0
 
 
 def check_sweep(arguments: list[str]) -> None:
@@ -131,7 +139,7 @@ def exchange(place: Place, mine: str) -> str:
 
         address, port = SLURMEnvironment().main_address, SLURMEnvironment().main_port
     else:
-        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT") or 12910)
+        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), number("MASTER_PORT", 12910)
     theirs = uses_agents_store()
     try:
         store = TCPStore(address, port, is_master=place.rank == 0 and not theirs, wait_for_workers=False, timeout=WAIT)

@@ -251,6 +251,8 @@ def watched(trainer: pl.Trainer, folder: Path, timeout: float) -> Iterator[None]
         if watch.rank == 0 or watch.children:
             watch.wait_for_children()
         watch.done.set()
+        watch.join()
+        os.close(watch.terminal)
         signal.set_wakeup_fd(before)
         os.close(write)
         if watch.rank and not isinstance(sys.exc_info()[1], Exception):  # which will be printed into the log

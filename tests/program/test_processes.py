@@ -202,6 +202,10 @@ def test_the_place_of_a_process(env: dict[str, str], place: object, monkeypatch:
     [
         ({"WORLD_SIZE": "2", "RANK": "0"}, "LOCAL_RANK isn't"),
         ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}, "Install mpi4py"),
+        ({"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "a"}, "LOCAL_RANK isn't"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two is not a number"),
+        ({"SLURM_NTASKS": "-2"}, "SLURM_NTASKS=-2 is not a number"),
+        ({"NODE_RANK": "first"}, "NODE_RANK=first is not a number"),
     ],
 )
 def test_an_incomplete_place_is_refused(
@@ -236,6 +240,25 @@ def test_the_global_batch_is_that_of_an_optimizer_step(cli: Cli) -> None:
     code, _, err = cli(*SMALL, *both, "run_dir=other")
     assert code == 2
     assert "trainer.accumulate_grad_batches=2 contradicts datamodule.global_batch_size" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        *(
+            ("NVIDIA H200", 989e12),
+            ("NVIDIA H100 80GB HBM3", 989e12),
+            ("NVIDIA H100 NVL", 835e12),
+            ("NVIDIA L40S", 362e12),
+        ),
+        *(("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA GeForce RTX 4090", 165.2e12)),
+        *(("NVIDIA A10G", None), ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("Quadro", None)),
+    ],
+)
+def test_the_peak_of_a_gpu(name: str, peak: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert peak_flops(torch.device("cuda"), "bf16-mixed", 768) == peak
+    assert peak_flops(torch.device("cuda"), "32-true", 768) is None
 
 
 def test_the_log_says_the_speed(cli: Cli) -> None:
